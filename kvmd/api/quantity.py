@@ -1,0 +1,117 @@
+"""Types of leaves: sizes, MAC addresses, IP networks, names on the host."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Strict, WithJsonSchema
+
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/ (the part that sizes use)
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_QUANTITY = re.compile(r"(\d+)(\.\d+)?([kMGT]i?|Ki)?")
+_MAC = re.compile(r"([0-9a-fA-F]{1,2}:){5}[0-9a-fA-F]{1,2}")
+
+MEBIBYTE = 2**20
+
+
+def parse_quantity(value: Any) -> int:
+    """Read ``4Gi``, ``512Mi``, ``1G`` or a plain number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a size; write a number with a unit, such as 512Mi or 4Gi")
+    number = float(match[1] + match[2]) if match[2] else int(match[1])
+    return int(number * _UNITS[match[3] or ""])
+
+
+def format_quantity(size: int) -> str:
+    """Write bytes in the largest binary unit that divides them."""
+    for unit, factor in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
+
+
+def _whole_mebibytes(size: int) -> int:
+    if size % MEBIBYTE or size <= 0:
+        raise ValueError(
+            f"{size} bytes is not a whole number of MiB; libvirt rounds memory up to 1 MiB, so write e.g. "
+            f"{max(1, -(-size // MEBIBYTE))}Mi"
+        )
+    return size
+
+
+def normalise_mac(value: str) -> str:
+    """Lower-case, zero-padded; a multicast address is refused because no NIC may have one."""
+    if not _MAC.fullmatch(value):
+        raise ValueError(f"'{value}' is not a MAC address; write six bytes, such as 52:54:00:12:34:56")
+    octets = [int(octet, 16) for octet in value.split(":")]
+    if octets[0] & 1:
+        raise ValueError(f"'{value}' is a multicast address; the first byte of a NIC's MAC must be even")
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def _address(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
+def _interface(value: str) -> str:
+    if "/" not in value:
+        raise ValueError(f"'{value}' has no prefix length; write it as {value}/24")
+    return str(ipaddress.ip_interface(value))
+
+
+def _network(value: str) -> str:
+    return str(ipaddress.ip_network(value))
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or "\0" in value or ".." in value.split("/"):
+        raise ValueError(f"'{value}' is not an absolute path without '..'")
+    return value
+
+
+def _printable(value: str) -> str:
+    if any(ord(character) < 32 and character not in "\t\n" for character in value):
+        raise ValueError("control characters cannot be written to libvirt")
+    return value
+
+
+_RESERVED_LINKS = ("vnet", "vif", "macvtap", "macvlan")
+
+
+def link_name(value: str) -> str:
+    """A name that the kernel takes and libvirt leaves alone (dev_valid_name() and virnetdev.c's prefixes)."""
+    if not 0 < len(value.encode()) <= 15 or value in (".", "..") or re.search(r"[/:\s\x00-\x1f]", value):
+        raise ValueError(f"'{value}' is not a link name: 1 to 15 bytes, without '/', ':' and blanks")
+    if value.startswith(_RESERVED_LINKS):
+        raise ValueError(f"'{value}' begins with a prefix that libvirt takes for itself {_RESERVED_LINKS}")
+    return value
+
+
+def domain_name(value: str) -> str:
+    """A name that libvirt takes for a domain or network (virXMLCheckIllegalChars: no newline, no '/')."""
+    if not value or len(value) > 128 or re.search(r"[/\x00-\x1f]", value) or value.strip() != value:
+        raise ValueError(f"'{value}' is not a libvirt name: 1 to 128 characters, without '/' and line ends")
+    return value
+
+
+Integer = Annotated[int, Strict()]
+Boolean = Annotated[bool, Strict()]
+Text = Annotated[str, AfterValidator(_printable)]
+_SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?([kMGT]i?|Ki)?$"}, {"type": "integer"}]}
+Size = Annotated[int, BeforeValidator(parse_quantity), WithJsonSchema(_SIZE_SCHEMA)]
+Memory = Annotated[
+    int, BeforeValidator(parse_quantity), AfterValidator(_whole_mebibytes), WithJsonSchema(_SIZE_SCHEMA)
+]
+Mac = Annotated[str, AfterValidator(normalise_mac)]
+Address = Annotated[str, AfterValidator(_address)]
+InterfaceAddress = Annotated[str, AfterValidator(_interface)]
+IpNetwork = Annotated[str, AfterValidator(_network)]
+HostPath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolute)]
+LinkName = Annotated[str, AfterValidator(link_name)]
+DomainName = Annotated[str, AfterValidator(domain_name)]

@@ -1,0 +1,166 @@
+"""References, metadata and the envelope of every object: apiVersion, kind, metadata, spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.alias_generators import to_camel
+
+from kvmd.api.problem import Position
+
+API_VERSION = "kvmd.dev/v1alpha1"
+ANNOTATION_SUSPEND = "kvmd.dev/suspend"
+ANNOTATION_PRUNE = "kvmd.dev/prune"
+ANNOTATION_ADOPT = "kvmd.dev/adopt"
+ANNOTATION_RESTARTED_AT = "kvmd.dev/restarted-at"
+
+# RFC 1123 section 2.1, as Kubernetes applies it to names.
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class Ref(NamedTuple):
+    """The name of an object: its kind and its name."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Read ``Kind/name``."""
+        kind, _, name = text.partition("/")
+        return cls(kind, name)
+
+
+class SpecModel(BaseModel):
+    """The base of everything that can be written under ``spec``: closed, frozen, camelCase outside."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, validate_by_name=False)
+
+
+class Metadata(BaseModel):
+    """``metadata`` of an object."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="DNS-1123 label that names the object within its kind.", examples=["web"])
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Free labels.", examples=[{"app": "web"}]
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Free annotations; those under kvmd.dev/ steer kvmd.",
+        examples=[{ANNOTATION_SUSPEND: "true"}],
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_dns_label(cls, name: str) -> str:
+        if not DNS_LABEL.fullmatch(name):
+            raise ValueError(
+                f"'{name}' is not a DNS-1123 label (lower-case letters, digits and '-', at most 63); "
+                "use spec.nameOnHost for the name that the host shall see"
+            )
+        return name
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One object as a file asks for it.
+
+    *written* is the spec as the user wrote it (plain values), *spec* the same with defaults and types.
+    """
+
+    ref: Ref
+    metadata: Metadata
+    spec: SpecModel
+    written: Mapping[str, Any]
+    position: Position
+    held: bool = False  # True: its file is invalid now and this is the last good version
+
+    @cached_property
+    def spec_hash(self) -> str:
+        """A hash of what the spec means: layout, comments and the order of named lists do not count."""
+        return hash_of(self.written)
+
+    @cached_property
+    def owned(self) -> frozenset[str]:
+        """The paths of every leaf that the user wrote, list items by name: ``disks[root].path``."""
+        return frozenset(leaf_paths(self.written))
+
+    def annotation(self, name: str) -> str | None:
+        """Return one annotation, or None."""
+        return self.metadata.annotations.get(name)
+
+    @property
+    def suspended(self) -> bool:
+        """True where the object is to be reported and left alone."""
+        return self.annotation(ANNOTATION_SUSPEND) == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """*source* names *target* in its spec; *attributes* is what the target may want to know of it."""
+
+    source: Ref
+    target: Ref
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Claim:
+    """Something that only one object may hold: ``tap tap1``, ``mac 52:54:00:…``, ``disk /x``."""
+
+    what: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.value}"
+
+
+def canonical(value: Any) -> Any:
+    """Sort lists of named items by name, so that their order means nothing."""
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [canonical(item) for item in value]
+        if items and all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items):
+            items.sort(key=lambda item: str(item["name"]))
+        return items
+    return value
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON form of plain data."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def leaf_paths(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of every leaf; items of named lists by name, other lists as one leaf."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaf_paths(item, f"{path}.{key}" if path else str(key))
+        return
+    if isinstance(value, list | tuple) and value and all(_is_named(item) for item in value):
+        for item in value:
+            yield from leaf_paths(item, f"{path}[{item['name']}]")
+        return
+    yield path
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("name"), str)
+
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})

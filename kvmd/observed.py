@@ -1,0 +1,192 @@
+"""Frozen facts about the host, read by ``kvmd.host`` and shared between cycles.
+
+A relist that reads equal yields the *same* object as before: whoever remembers a fact may compare by identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+from kvmd.api.mark import Mark
+from kvmd.api.resource import Ref
+
+
+class Key(NamedTuple):
+    """The name of a fact: what it is about and the name on the host."""
+
+    type: str  # domain | network | link | file | ports | ledger | host
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.name}"
+
+
+HOST = Key("host", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IP address on a link: CIDR, scope and whether it is permanent (not DHCP or RA)."""
+
+    cidr: str
+    scope: str = "global"  # global | link | host | site
+    permanent: bool = True
+    dynamic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A unicast route of the main table through one link; *to* is a CIDR or ``default``."""
+
+    to: str
+    via: str = ""
+    metric: int = 0
+    protocol: str = ""  # kernel | boot | static | …
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """What a link is as a port of a bridge."""
+
+    state: str  # disabled | listening | learning | forwarding | blocking
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface of the kernel. Times of bridges are in seconds."""
+
+    name: str
+    index: int
+    kind: str  # bridge | tun | veth | vlan | vxlan | macvtap | "" for a physical NIC
+    mac: str = ""
+    mtu: int = 1500
+    up: bool = False  # administratively
+    carrier: bool = False
+    operstate: str = "down"
+    master: str = ""  # name of the bridge that it is a port of
+    master_index: int = 0
+    alias: str = ""
+    alternative_names: tuple[str, ...] = ()
+    mark: Mark | None = None
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    port: BridgePort | None = None
+    # of a bridge
+    stp: bool | None = None
+    forward_delay_seconds: float | None = None
+    # of a TAP or TUN
+    tun_mode: str = ""  # tap | tun
+    persistent: bool = False
+    multi_queue: bool = False
+    owner: int | None = None
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain of libvirt: *config* and *live* are its XML (None where it has no such self)."""
+
+    name: str
+    uuid: str
+    state: str  # running | paused | shutoff | crashed | suspended | …
+    reason: str  # libvirt's reason for the state: booted, destroyed, shutdown, crashed, …
+    config: str | None
+    live: str | None
+    autostart: bool = False
+    mark: Mark | None = None  # of the definition
+    boot_mark: Mark | None = None  # of the running self: what it was started with
+
+    @property
+    def active(self) -> bool:
+        """True while a QEMU process belongs to it."""
+        return self.live is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of libvirt."""
+
+    name: str
+    uuid: str
+    active: bool
+    config: str | None
+    live: str | None
+    autostart: bool = False
+    bridge: str = ""
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that a spec names; *kind* is regular, directory, block, missing, denied or other."""
+
+    path: str
+    kind: str
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The TAPs that live guests say they have on one bridge: pairs of TAP and domain name."""
+
+    bridge: str
+    taps: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What must not be forgotten of one object: one-shot acts and the last stop that was seen."""
+
+    ref: Ref
+    once: str = ""  # "" | started | done
+    last_stop: str = ""  # libvirt's reason of the last stop seen
+    restarting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What does not change while the host runs (and libvirt and QEMU stay as they are)."""
+
+    machine_id: str
+    boot_id: str = ""
+    architecture: str = "x86_64"
+    cpus: int = 1
+    memory_bytes: int = 0
+    kvm_usable: bool = False
+    kvm_reason: str = ""  # why not, where it is not usable
+    libvirt_version: int = 0  # 9000000 is 9.0.0
+    qemu_version: int = 0
+    machines: tuple[tuple[str, str], ...] = ()  # alias and canonical name
+    users: tuple[tuple[str, int], ...] = ()
+    groups: tuple[tuple[str, int], ...] = ()
+
+    def canonical_machine(self, machine: str) -> str:
+        """Resolve an alias such as ``q35`` to what this QEMU makes of it."""
+        return dict(self.machines).get(machine, machine)
+
+
+Fact = Link | Domain | Network | File | Ports | Ledger | Host
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All facts of one look. *missing* names the sources that could not be read (libvirt, links, …)."""
+
+    facts: Mapping[Key, Fact] = field(default_factory=lambda: MappingProxyType({}))
+    marks: Mapping[Ref, tuple[Key, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    missing: frozenset[str] = frozenset()
+    owner: str = "kvmd"
+
+    @property
+    def complete(self) -> bool:
+        """True where every source was read to its end."""
+        return not self.missing
+
+    @property
+    def host(self) -> Host:
+        """The host itself."""
+        fact = self.facts.get(HOST)
+        return fact if isinstance(fact, Host) else Host(machine_id="")
