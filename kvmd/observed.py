@@ -1,6 +1,6 @@
 """Frozen facts about the host, read by ``kvmd.host`` and shared between cycles.
 
-A relist that reads equal yields the *same* object as before: whoever remembers a fact may compare by identity.
+A relist that reads equal yields the *same* object as before: who remembers a fact may compare by identity.
 """
 
 from __future__ import annotations

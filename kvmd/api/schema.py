@@ -35,7 +35,7 @@ def leaf(
 
     *about* is its description, *update* its best class, *unless* the circumstances that take it away.
     """
-    extra = {"x-kvmd-update": update.value} | ({"x-kvmd-unless": unless} if unless else {})
+    extra: dict[str, Any] = {"x-kvmd-update": update.value} | ({"x-kvmd-unless": unless} if unless else {})
     return Field(default, description=about, examples=[example], json_schema_extra=extra, **constraints)
 
 
