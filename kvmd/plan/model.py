@@ -1,0 +1,385 @@
+"""The values of planning: states, changes, drafts, steps and plans, and what a kind must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum, StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from kvmd.api.mark import Mark
+from kvmd.api.resource import EMPTY, Claim, Ref, Reference, Resource, SpecModel, leaf_paths
+from kvmd.api.status import Condition, Pending
+from kvmd.observed import Key
+from kvmd.ops import Impact, Op
+
+if TYPE_CHECKING:
+    from kvmd.plan.look import Look
+
+StateT = TypeVar("StateT")
+
+
+class Leave(Enum):
+    """The value of a leaf that nobody wrote: not compared, not touched."""
+
+    LEAVE = "leave"
+
+    def __repr__(self) -> str:
+        return "LEAVE"
+
+
+LEAVE = Leave.LEAVE
+
+
+class Cause(StrEnum):
+    """Why a step is planned."""
+
+    CREATE = "create"
+    SPEC = "spec"
+    DRIFT = "drift"
+    PRUNE = "prune"
+    ADOPT = "adopt"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Generic[StateT]):
+    """An object as it is: its definition and its running self; both None where there is neither."""
+
+    config: StateT | None = None
+    live: StateT | None = None
+
+    @property
+    def exists(self) -> bool:
+        """True where the host has it in any form."""
+        return self.config is not None or self.live is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One leaf that differs; *path* is relative to ``spec``."""
+
+    path: str
+    before: Any
+    after: Any
+
+    def as_data(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"path": f"spec.{self.path}", "from": plain(self.before), "to": plain(self.after)}
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was last applied of an object: from its mark, else from the store, else unknown."""
+
+    ref: Ref
+    spec_hash: str = ""
+    generation: int = 0
+    written: Mapping[str, Any] = field(default=EMPTY, hash=False)
+    annotations: Mapping[str, str] = field(default=EMPTY, hash=False)
+    resolved: Mapping[str, str] = field(default=EMPTY, hash=False)
+    known: bool = False
+
+    @classmethod
+    def of(cls, mark: Mark) -> Applied:
+        """What a mark with a whole spec in it says."""
+        return cls(
+            mark.ref, mark.spec_hash, mark.generation, mark.written, mark.annotations, mark.resolved, known=True
+        )
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """The paths of every leaf that was written then."""
+        return frozenset(leaf_paths(self.written)) if self.written else frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a kind answers: operations in order, and everything that people should know.
+
+    *needs* are objects that must be usable before the first operation; *settled* is False while the object is
+    not yet what its spec asks for although nothing can be done now (a shutdown under way).
+    """
+
+    operations: tuple[Op, ...] = ()
+    changes: tuple[Change, ...] = ()
+    pending: tuple[Pending, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    needs: tuple[Ref, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    wake_at: float | None = None
+    settled: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All that will happen to one object, in order; *after* names steps that must have succeeded before."""
+
+    ref: Ref
+    operations: tuple[Op, ...]
+    cause: Cause
+    reason: str
+    changes: tuple[Change, ...] = ()
+    after: tuple[Ref, ...] = ()
+
+    @property
+    def impact(self) -> Impact:
+        """The highest impact of its operations."""
+        return max((operation.impact for operation in self.operations), default=Impact.NONE)
+
+    @property
+    def action(self) -> str:
+        """create | change | remove: the sign in front of a plan's line."""
+        return {Cause.CREATE: "create", Cause.PRUNE: "remove"}.get(self.cause, "change")
+
+    def as_data(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "object": str(self.ref),
+            "action": self.action,
+            "cause": self.cause.value,
+            "reason": self.reason,
+            "impact": self.impact.word,
+            "after": [str(ref) for ref in self.after],
+            "changes": [change.as_data() for change in self.changes],
+            "operations": [
+                {"operation": type(operation).__name__, "does": operation.describe(), "impact": operation.impact.word}
+                for operation in self.operations
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPlan:
+    """The outcome for one object: a step or none, and its status."""
+
+    ref: Ref
+    resource: Resource | None = None
+    applied: Applied | None = None
+    step: Step | None = None
+    conditions: tuple[Condition, ...] = ()
+    pending: tuple[Pending, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    wake_at: float | None = None
+    ready: bool = False
+    generation: int = 0
+    observed_generation: int = 0
+
+    def condition(self, type_: str) -> Condition | None:
+        """Return the condition of that type, or None."""
+        return next((condition for condition in self.conditions if condition.type == type_), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An object whose removal waits; *approve* is the command to type, where a person may end the wait."""
+
+    ref: Ref
+    reason: str
+    message: str
+    approve: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that will be done, in an order that respects *after*, and what every object is."""
+
+    objects: Mapping[Ref, ObjectPlan]
+    steps: tuple[Step, ...] = ()
+    holds: tuple[Hold, ...] = ()
+    prune_digest: str = ""  # what `kvmd approve prune` approves
+    wake_at: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """True where nothing is to be done."""
+        return not self.steps
+
+    @property
+    def impact(self) -> Impact:
+        """The highest impact of all steps."""
+        return max((step.impact for step in self.steps), default=Impact.NONE)
+
+    def as_data(self) -> dict[str, Any]:
+        """The JSON form (`kvmd plan -o json`)."""
+        return {
+            "apiVersion": "kvmd.dev/v1alpha1",
+            "kind": "Plan",
+            "impact": self.impact.word,
+            "summary": {
+                action: sum(step.action == action for step in self.steps) for action in ("create", "change", "remove")
+            },
+            "steps": [step.as_data() for step in self.steps],
+            "pendingChanges": [
+                {"object": str(ref), **pending.as_data()}
+                for ref, item in self.objects.items()
+                for pending in item.pending
+            ],
+            "held": [
+                {"object": str(hold.ref), "reason": hold.reason, "message": hold.message, "approve": hold.approve}
+                for hold in self.holds
+            ],
+            "conditions": [
+                {"object": str(ref), **condition.as_data()}
+                for ref, item in self.objects.items()
+                for condition in item.conditions
+                if condition.status and condition.type not in ("Ready", "Reconciling")
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMemory:
+    """What the engine remembers of one object. Losing it only makes kvmd slower to destroy.
+
+    Times are monotonic seconds.
+    """
+
+    missing_since: float | None = None  # its spec went away then
+    asked_at: float | None = None  # a shutdown was asked for then
+    asked_last: float | None = None  # and last repeated then
+    attempts: int = 0
+    next_try: float = 0.0
+    error: str = ""
+    error_class: str = ""
+    busy: str = ""  # the operation under way
+    approved_hash: str = ""  # the spec hash whose disruption somebody approved
+    restart: bool = False  # somebody asked for one restart
+    power: str = ""  # start | stop: somebody asked for it (runStrategy Manual)
+    suspended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the engine remembers; only it writes this."""
+
+    objects: Mapping[Ref, ObjectMemory] = field(default_factory=lambda: MappingProxyType({}))
+    prune_approved: str = ""  # the digest of an approved list of removals
+    confirmed: bool = False  # somebody confirmed this very plan: stands in for the grace, never for the brake
+    pruned: tuple[tuple[float, Ref], ...] = ()  # what was removed within the last hour, and when
+    complete_since: float | None = None  # first complete look at source and host after the start
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The part of the settings that planning obeys."""
+
+    owner: str = "kvmd"
+    prune_grace: float = 15.0
+    prune_percent: int = 30
+    prune_minimum: int = 2
+    accelerator: str = "auto"
+    allowed_paths: tuple[str, ...] = ()
+    uplinks: str | tuple[str, ...] = "*"
+    prune: bool = True  # False: remove nothing (`kvmd apply --no-prune`)
+    validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the source asks for: the part of a snapshot that planning needs."""
+
+    resources: Mapping[Ref, Resource] = field(default_factory=lambda: MappingProxyType({}))
+    applied: Mapping[Ref, Applied] = field(default_factory=lambda: MappingProxyType({}))  # from the store
+    complete: bool = True
+    reason: str = ""
+    empty: bool = False
+    invalid_files: tuple[str, ...] = ()
+    duplicates: Mapping[Ref, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Controller(Protocol):
+    """All that kvmd knows of one kind, without I/O; a module in ``kvmd.kinds`` satisfies it."""
+
+    KIND: str
+    PLURAL: str
+    SHORT: str
+    Spec: type[SpecModel]
+
+    def host_key(self, ref: Ref, spec: Any) -> Key:
+        """The fact that this object is on the host; *spec* is None for a stranger of that name."""
+
+    def references(self, ref: Ref, spec: Any) -> tuple[Reference, ...]:
+        """The objects that this spec names."""
+
+    def claims(self, ref: Ref, spec: Any) -> tuple[Claim, ...]:
+        """What this object holds exclusively."""
+
+    def files(self, spec: Any) -> tuple[str, ...]:
+        """The files that planning wants to know about."""
+
+    def usable(self, ref: Ref, look: Look) -> bool:
+        """True where others can build on it now."""
+
+    def plan(self, ref: Ref, look: Look) -> Draft:
+        """What to do so that the host agrees with the spec."""
+
+    def remove(self, ref: Ref, key: Key, look: Look) -> Draft:
+        """What to do so that the object goes; the planner has checked that it may."""
+
+
+# ------------------------------------------------------------------------------------------------- diff
+
+
+def at(path: str, **more: Any) -> dict[str, Any]:
+    """Field metadata of a state: the leaf of the spec that it stands for."""
+    return {"path": path, **more}
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> Iterator[Change]:
+    """Yield each field with a path in which *after* (where it says anything) differs from *before*.
+
+    Tuples of states with a ``name`` are compared by name; an item that *before* lacks, or that *after*
+    lacks, is one change.
+    """
+    for item in fields(after):
+        path = item.metadata.get("path")
+        if path is None:
+            continue
+        where = f"{prefix}{path}"
+        old, new = getattr(before, item.name), getattr(after, item.name)
+        if new is LEAVE:
+            continue
+        if item.metadata.get("keyed"):
+            yield from _keyed(old, new, where)
+        elif old != new:
+            yield Change(where, old, new)
+
+
+def _keyed(old: tuple[Any, ...], new: tuple[Any, ...], where: str) -> Iterator[Change]:
+    before, after = {item.name: item for item in old}, {item.name: item for item in new}
+    for name in before.keys() - after.keys():
+        yield Change(f"{where}[{name}]", before[name], None)
+    for name, item in after.items():
+        if name not in before:
+            yield Change(f"{where}[{name}]", None, item)
+        else:
+            yield from differences(before[name], item, f"{where}[{name}].")
+
+
+def is_owned(path: str, owned: frozenset[str]) -> bool:
+    """True where the user wrote that leaf, something below it, or a whole that holds it."""
+    if path in owned:
+        return True
+    return any(
+        leaf.startswith((f"{path}.", f"{path}[")) or path.startswith((f"{leaf}.", f"{leaf}[")) for leaf in owned
+    )
+
+
+def plain(value: Any) -> Any:
+    """Reduce a state's value to what JSON can hold."""
+    if value is LEAVE:
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            item.name: plain(getattr(value, item.name))
+            for item in fields(value)
+            if getattr(value, item.name) not in (None, LEAVE, ())
+        }
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value
