@@ -1,4 +1,4 @@
-"""The kernel and initramfs of the small guest that tests boot, built once per machine by ``deploy/guest/build.sh``."""
+"""The kernel and initramfs of the small guest that tests boot, built once per machine by deploy/guest/build.sh."""
 
 from __future__ import annotations
 
