@@ -95,6 +95,7 @@ class Domain:
     reason: str  # libvirt's reason for the state: booted, destroyed, shutdown, crashed, …
     config: str | None
     live: str | None
+    persistent: bool = True  # False: config is what a definition of the running domain would be
     autostart: bool = False
     mark: Mark | None = None  # of the definition
     boot_mark: Mark | None = None  # of the running self: what it was started with
@@ -126,14 +127,20 @@ class File:
     path: str
     kind: str
     inode: int = 0
+    real: str = ""  # the path with every symbolic link followed
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The TAPs that live guests say they have on one bridge: pairs of TAP and domain name."""
+    """Who is, or should be, on one bridge.
+
+    *taps* are pairs of TAP and domain that live guests say they have there; *members* are the links whose
+    master it is now.
+    """
 
     bridge: str
     taps: tuple[tuple[str, str], ...] = ()
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

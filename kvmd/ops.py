@@ -282,7 +282,8 @@ class NetworkSetAutostart(Op):
 class LinkOp(Op):
     """An operation on the kernel's links; those of one plan that belong together go out as one batch.
 
-    Where *index* is not 0 the link must still have that index, else the operation is stale.
+    Where *index* is not 0 the link must still have that index, else the operation is stale; 0 means the link
+    that an earlier operation of the same batch creates, else the one of that name.
     """
 
 

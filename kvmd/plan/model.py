@@ -63,6 +63,7 @@ class Change:
     path: str
     before: Any
     after: Any
+    always: bool = field(default=False, compare=False, repr=False)  # ours even where nobody wrote it
 
     def as_data(self) -> dict[str, Any]:
         """The JSON form."""
@@ -85,8 +86,18 @@ class Applied:
     def of(cls, mark: Mark) -> Applied:
         """What a mark with a whole spec in it says."""
         return cls(
-            mark.ref, mark.spec_hash, mark.generation, mark.written, mark.annotations, mark.resolved, known=True
+            mark.ref,
+            mark.spec_hash,
+            mark.generation,
+            mark.written,
+            mark.annotations,
+            mark.resolved,
+            known=True,
         )
+
+    def of_this(self, resource: Resource) -> bool:
+        """True where that very spec was applied (links keep only the first 16 digits of its hash)."""
+        return self.generation > 0 and resource.spec_hash.startswith(self.spec_hash or "-")
 
     @property
     def owned(self) -> frozenset[str]:
@@ -145,7 +156,11 @@ class Step:
             "after": [str(ref) for ref in self.after],
             "changes": [change.as_data() for change in self.changes],
             "operations": [
-                {"operation": type(operation).__name__, "does": operation.describe(), "impact": operation.impact.word}
+                {
+                    "operation": type(operation).__name__,
+                    "does": operation.describe(),
+                    "impact": operation.impact.word,
+                }
                 for operation in self.operations
             ],
         }
@@ -218,7 +233,12 @@ class Plan:
                 for pending in item.pending
             ],
             "held": [
-                {"object": str(hold.ref), "reason": hold.reason, "message": hold.message, "approve": hold.approve}
+                {
+                    "object": str(hold.ref),
+                    "reason": hold.reason,
+                    "message": hold.message,
+                    "approve": hold.approve,
+                }
                 for hold in self.holds
             ],
             "conditions": [
@@ -345,7 +365,7 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[Change]:
         if item.metadata.get("keyed"):
             yield from _keyed(old, new, where)
         elif old != new:
-            yield Change(where, old, new)
+            yield Change(where, old, new, bool(item.metadata.get("always")))
 
 
 def _keyed(old: tuple[Any, ...], new: tuple[Any, ...], where: str) -> Iterator[Change]:

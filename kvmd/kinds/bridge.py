@@ -1,0 +1,326 @@
+"""Bridge: what brctl addbr, brctl addif and ifconfig up do, kept so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from kvmd import ops
+from kvmd.api.mark import derived_mac
+from kvmd.api.quantity import Boolean, Integer, InterfaceAddress, LinkName
+from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
+from kvmd.api.schema import Update, branch, leaf
+from kvmd.api.status import DEGRADED, Condition
+from kvmd.errors import Blocked, Refused
+from kvmd.observed import Key, Link, Ports
+from kvmd.plan.links import (
+    address_operations,
+    addresses_of,
+    alias_for,
+    let_go,
+    link_of,
+    link_status,
+    same_kind_or_refuse,
+)
+from kvmd.plan.look import Look
+from kvmd.plan.model import LEAVE, Change, Draft, Leave, at, differences, is_owned
+
+KIND = "Bridge"
+PLURAL = "bridges"
+SHORT = "br"
+
+
+class Uplink(SpecModel):
+    """A NIC that becomes a port of the bridge."""
+
+    name: LinkName = leaf(about="Name of the link on the host.", example="eno1")
+
+
+class Addresses(SpecModel):
+    """Where the bridge's own addresses come from."""
+
+    from_: Literal["Uplink", "Static", "None"] = leaf(
+        "None",
+        alias="from",
+        about="None: no address of its own. Static: those under `static`. Uplink: move the uplink's addresses and "
+        "routes; refused while the uplink carries any, because that move is not safe yet.",
+        example="Static",
+    )
+    static: tuple[InterfaceAddress, ...] = leaf(
+        (), about="Addresses in CIDR form, for `from: Static`.", example=["10.0.0.1/24"]
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Addresses:
+        if self.static and self.from_ != "Static":
+            raise ValueError(f"static addresses are written, but from is {self.from_}; write `from: Static`")
+        return self
+
+
+class Spec(SpecModel):
+    """A Linux bridge."""
+
+    name_on_host: LinkName | None = leaf(
+        None, about="Name of the link; default metadata.name.", example="br0", update=Update.IMMUTABLE
+    )
+    uplinks: tuple[Uplink, ...] = branch(
+        (), about="NICs that kvmd makes ports; ports that others put there are left alone."
+    )
+    stp: Boolean = leaf(False, about="Spanning tree protocol.", example=False)
+    forward_delay_seconds: Integer | None = leaf(
+        None, about="Forward delay in seconds, 2 to 30 (IEEE 802.1D), used while STP is on.", example=15, ge=2, le=30
+    )
+    mtu: Integer | None = leaf(
+        None,
+        about="MTU in bytes; null leaves the kernel's choice, the smallest of its ports.",
+        example=1500,
+        ge=68,
+        le=65535,
+    )
+    addresses: Addresses = branch(factory=Addresses, about="The bridge's own addresses.")
+    deletion_policy: Literal["Delete", "Orphan"] = leaf(
+        "Delete", about="When the spec goes: delete the bridge, or only take the mark off.", example="Delete"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A bridge as it is or should be."""
+
+    up: bool
+    stp: bool | None = field(metadata=at("stp"))
+    forward_delay_seconds: float | Leave | None = field(metadata=at("forwardDelaySeconds"))
+    mtu: int | Leave = field(metadata=at("mtu"))
+    addresses: tuple[str, ...] = field(metadata=at("addresses.static"))
+    uplinks: tuple[str, ...] = field(metadata=at("uplinks"))
+
+
+def host_key(ref: Ref, spec: Spec | None) -> Key:
+    """The link that this bridge is."""
+    return Key("link", (spec.name_on_host if spec else None) or ref.name)
+
+
+def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
+    """A bridge names no other object: uplinks are links of the host, and ports name the bridge."""
+    return ()
+
+
+def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
+    """Its name, its uplinks and its addresses."""
+    return (
+        Claim("link", host_key(ref, spec).name),
+        *(Claim("uplink", uplink.name) for uplink in spec.uplinks),
+        *(Claim("address", cidr.split("/")[0]) for cidr in spec.addresses.static),
+    )
+
+
+def files(spec: Spec) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
+def usable(ref: Ref, look: Look) -> bool:
+    """True where the bridge is there."""
+    link = link_of(look, look.key(ref))
+    return link is not None and link.kind == "bridge"
+
+
+def plan(ref: Ref, look: Look) -> Draft:
+    """Create it with its ports in, or change what differs."""
+    resource = look.spec(ref)
+    assert resource is not None and isinstance(resource.spec, Spec)
+    spec, key = resource.spec, look.key(ref)
+    link = link_of(look, key)
+    same_kind_or_refuse(ref, link, "bridge")
+    uplinks = [_uplink(ref, uplink.name, key.name, look) for uplink in spec.uplinks]
+    want = _wanted(spec, link, uplinks)
+    seen = _seen(link, want, look)
+    changes = _owned(differences(seen, want), resource, look) if seen else ()
+    operations = (
+        _create(resource, link, uplinks, look) if link is None else _change(resource, link, want, changes, look)
+    )
+    ports = _returning(key.name, look)
+    if link is not None:
+        operations += [ops.LinkSet(port.name, port.index, master=key.name, up=True) for port in ports]
+    else:
+        operations[1:1] = [ops.LinkSet(port.name, port.index, master=key.name, up=True) for port in ports]
+    reason = f"ports {', '.join(port.name for port in ports)} go back" if ports and not changes and link else ""
+    return Draft(
+        tuple(operations),
+        changes,
+        conditions=_mtu_conditions(spec, look, key.name),
+        status=_status(link, look, key.name),
+        reason=reason,
+    )
+
+
+def remove(ref: Ref, key: Key, look: Look) -> Draft:
+    """Release what we enslaved and delete the bridge; a bridge with ports of others stays."""
+    link, applied = link_of(look, key), look.applied(ref)
+    if link is None:
+        return Draft()
+    written = applied.written if applied else {}
+    if written.get("deletionPolicy") == "Orphan":
+        return let_go(link)
+    ours = {str(item.get("name")) for item in written.get("uplinks", ())}
+    members = _ports(look, key.name).members
+    foreign = [name for name in members if name not in ours]
+    if foreign:
+        raise Blocked(
+            f"{ref}: bridge {link.name} still has ports: {', '.join(foreign)}",
+            hint=f"see: bridge link show master {link.name}",
+        )
+    operations: list[ops.Op] = []
+    for name in members:
+        port = link_of(look, Key("link", name))
+        if port is not None:
+            operations.append(ops.LinkSet(name, port.index, master="", port_mark=""))
+    operations.append(ops.LinkDelete(link.name, link.index, alias=link.alias))
+    return Draft(tuple(operations))
+
+
+def _uplink(ref: Ref, name: str, bridge: str, look: Look) -> Link:
+    """The uplink's fact, or the reason why it cannot be one."""
+    allowed = look.rules.uplinks
+    if allowed != "*" and name not in allowed:
+        raise Refused(
+            f"{ref}: uplink {name} is not among the uplinks that this host allows", hint="policy.uplinks in kvmd.yaml"
+        )
+    link = link_of(look, Key("link", name))
+    if link is None:
+        raise Blocked(f"{ref}: waits for link {name}, which the host does not have", hint="see: ip link")
+    if link.master == bridge:
+        return link
+    if link.master:
+        raise Refused(
+            f"{ref}: uplink {name} is a port of {link.master}", hint=f"release it first: ip link set {name} nomaster"
+        )
+    carried = [
+        *addresses_of(link),
+        *(address.cidr for address in link.addresses if not address.permanent and address.scope == "global"),
+    ]
+    if carried or link.routes:
+        what = ", ".join(dict.fromkeys(carried)) or "routes"
+        raise Refused(
+            f"{ref}: uplink {name} carries {what}; as a port it would cut that off, and moving it is not safe yet",
+            hint="use a NIC without addresses",
+        )
+    return link
+
+
+def _wanted(spec: Spec, link: Link | None, uplinks: list[Link]) -> State:
+    return State(
+        up=True,
+        stp=spec.stp,
+        forward_delay_seconds=LEAVE
+        if spec.forward_delay_seconds is None or not spec.stp
+        else float(spec.forward_delay_seconds),
+        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        addresses=tuple(sorted(spec.addresses.static)),
+        uplinks=tuple(sorted(uplink.name for uplink in uplinks)),
+    )
+
+
+def _seen(link: Link | None, want: State, look: Look) -> State | None:
+    """The bridge as it is, cut down to what can be ours: foreign addresses and ports are no difference."""
+    if link is None:
+        return None
+    return State(
+        up=link.up,
+        stp=link.stp,
+        forward_delay_seconds=link.forward_delay_seconds,
+        mtu=link.mtu,
+        addresses=tuple(sorted(set(addresses_of(link)) & set(want.addresses))),
+        uplinks=tuple(sorted(set(_ports(look, link.name).members) & set(want.uplinks))),
+    )
+
+
+def _owned(found: Any, resource: Resource, look: Look) -> tuple[Change, ...]:
+    applied = look.applied(resource.ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    return tuple(change for change in found if is_owned(change.path, owned))
+
+
+def _create(resource: Resource, link: Link | None, uplinks: list[Link], look: Look) -> list[ops.Op]:
+    """Ports first, then up: a bridge that is up before its first port was measured to lose 0.9 s of traffic."""
+    spec, name = resource.spec, look.key(resource.ref).name
+    assert isinstance(spec, Spec)
+    machine = look.host().machine_id
+    mac = uplinks[0].mac if uplinks else derived_mac(machine, look.rules.owner, resource.ref, "bridge")
+    delay = None if spec.forward_delay_seconds is None else float(spec.forward_delay_seconds)
+    operations: list[ops.Op] = [
+        ops.BridgeCreate(name, alias_for(resource, None, look), mac, spec.mtu, spec.stp, delay)
+    ]
+    operations += [_enslave(uplink, name) for uplink in uplinks]
+    operations.append(ops.LinkSet(name, up=True))
+    operations += [ops.AddressAdd(name, 0, cidr) for cidr in spec.addresses.static]
+    return operations
+
+
+def _enslave(uplink: Link, bridge: str) -> ops.Op:
+    return ops.LinkSet(
+        uplink.name, uplink.index, master=bridge, up=True, port_mark=f"kvmd.port.{uplink.index}.{bridge}"
+    )
+
+
+def _change(resource: Resource, link: Link, want: State, changes: tuple[Change, ...], look: Look) -> list[ops.Op]:
+    spec, applied = resource.spec, look.applied(resource.ref)
+    assert isinstance(spec, Spec)
+    written = applied.written if applied else {}
+    paths = {change.path for change in changes}
+    alias = alias_for(resource, link, look)
+    attributes: dict[str, Any] = {
+        "alias": alias if link.alias != alias else None,
+        "stp": want.stp if "stp" in paths else None,
+        "forward_delay_seconds": want.forward_delay_seconds if "forwardDelaySeconds" in paths else None,
+        "mtu": want.mtu if "mtu" in paths else None,
+        "up": None if link.up else True,
+    }
+    operations: list[ops.Op] = []
+    members = _ports(look, link.name).members
+    for name in want.uplinks:
+        port = link_of(look, Key("link", name))
+        if name not in members and port is not None:
+            operations.append(_enslave(port, link.name))
+    if any(value is not None for value in attributes.values()):
+        operations.append(ops.LinkSet(link.name, link.index, **attributes))
+    former = written.get("addresses", {}).get("static", ()) if written else ()
+    more, _ = address_operations(link, link.name, spec.addresses.static, former)
+    operations += more
+    for item in written.get("uplinks", ()):
+        port = link_of(look, Key("link", str(item.get("name"))))
+        if port is not None and port.name not in want.uplinks and port.master == link.name:
+            operations.append(ops.LinkSet(port.name, port.index, master="", port_mark=""))
+    return operations
+
+
+def _ports(look: Look, name: str) -> Ports:
+    fact = look.fact(Key("ports", name))
+    return fact if isinstance(fact, Ports) else Ports(name)
+
+
+def _returning(name: str, look: Look) -> list[Link]:
+    """The TAPs that live guests say are on this bridge and that have no master now."""
+    taps = (link_of(look, Key("link", tap)) for tap, _ in _ports(look, name).taps)
+    return [tap for tap in taps if tap is not None and not tap.master and not tap.persistent]
+
+
+def _mtu_conditions(spec: Spec, look: Look, name: str) -> tuple[Condition, ...]:
+    members = (link_of(look, Key("link", member)) for member in _ports(look, name).members)
+    small = [f"{port.name} ({port.mtu})" for port in members if port is not None and spec.mtu and port.mtu < spec.mtu]
+    if not small:
+        return ()
+    text = f"ports with an MTU below the bridge's {spec.mtu}: {', '.join(small)}; larger frames are dropped there"
+    return (Condition(DEGRADED, True, "MtuMismatch", text),)
+
+
+def _status(link: Link | None, look: Look, name: str) -> Any:
+    guests = dict(_ports(look, name).taps)
+    ports = [
+        {"name": member, "guest": guests.get(member), "state": port.port.state if port and port.port else None}
+        for member in _ports(look, name).members
+        for port in (link_of(look, Key("link", member)),)
+    ]
+    return link_status(link, stp=link.stp if link else None, ports=ports)

@@ -1,0 +1,175 @@
+"""Tap: what tunctl -p -t tap1 and brctl addif do: a persistent layer 2 device, marked as it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kvmd import ops
+from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
+from kvmd.api.resource import Claim, Ref, Reference, SpecModel
+from kvmd.api.schema import Update, leaf
+from kvmd.api.status import Pending
+from kvmd.errors import Blocked
+from kvmd.observed import Key, Link
+from kvmd.plan.links import account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
+from kvmd.plan.look import Look
+from kvmd.plan.model import LEAVE, Change, Draft, Leave, at, differences, is_owned
+
+KIND = "Tap"
+PLURAL = "taps"
+SHORT = "tap"
+
+
+class Spec(SpecModel):
+    """A persistent TAP."""
+
+    name_on_host: LinkName | None = leaf(
+        None, about="Name of the link; default metadata.name.", example="tap1", update=Update.IMMUTABLE
+    )
+    owner: str | Integer | None = leaf(
+        None,
+        about="User (name or number) who may attach; null is root only.",
+        example="libvirt-qemu",
+        unless="Replug while a guest holds the TAP",
+    )
+    group: str | Integer | None = leaf(
+        None,
+        about="Group (name or number) whose members may attach.",
+        example="kvm",
+        unless="Replug while a guest holds the TAP",
+    )
+    bridge: str | None = leaf(None, about="Bridge that it is a port of.", example="br0")
+    multi_queue: Boolean = leaf(
+        False, about="Several queues; the guest's NIC must ask for as many.", example=False, update=Update.REPLUG
+    )
+    mtu: Integer | None = leaf(
+        None, about="MTU in bytes; null leaves the kernel's 1500.", example=1500, ge=68, le=65521
+    )
+    mac: Mac | None = leaf(
+        None, about="MAC of the host's side; null leaves the kernel's choice.", example="fe:54:00:00:00:01"
+    )
+    deletion_policy: Literal["Delete", "Orphan"] = leaf(
+        "Delete", about="When the spec goes: delete the TAP, or only take the mark off.", example="Delete"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A TAP as it is or should be."""
+
+    owner: int | Leave | None = field(metadata=at("owner"))
+    group: int | Leave | None = field(metadata=at("group"))
+    bridge: str | Leave = field(metadata=at("bridge"))
+    multi_queue: bool = field(metadata=at("multiQueue"))
+    mtu: int | Leave = field(metadata=at("mtu"))
+    mac: str | Leave = field(metadata=at("mac"))
+
+
+def host_key(ref: Ref, spec: Spec | None) -> Key:
+    """The link that this TAP is."""
+    return Key("link", (spec.name_on_host if spec else None) or ref.name)
+
+
+def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
+    """Its bridge."""
+    return (Reference(ref, Ref("Bridge", spec.bridge)),) if spec.bridge else ()
+
+
+def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
+    """Its name."""
+    return (Claim("link", host_key(ref, spec).name),)
+
+
+def files(spec: Spec) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
+def usable(ref: Ref, look: Look) -> bool:
+    """True where the TAP is there."""
+    link = link_of(look, look.key(ref))
+    return link is not None and link.tun_mode == "tap"
+
+
+def plan(ref: Ref, look: Look) -> Draft:
+    """Create it on its bridge, or change what differs."""
+    resource = look.spec(ref)
+    assert resource is not None and isinstance(resource.spec, Spec)
+    spec, name = resource.spec, look.key(ref).name
+    link = link_of(look, look.key(ref))
+    same_kind_or_refuse(ref, link, "tun", "tap")
+    bridge = Ref("Bridge", spec.bridge) if spec.bridge else None
+    master = look.key(bridge).name if bridge else ""
+    needs = (bridge,) if bridge else ()
+    owner, group = account("user", spec.owner, look), account("group", spec.group, look)
+    alias = alias_for(resource, link, look)
+    if link is None:
+        create = ops.TapCreate(name, alias, "tap", owner, group, spec.multi_queue)
+        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=master or None, up=True)
+        return Draft((create, join), needs=needs, status=link_status(None))
+    want = State(
+        owner=owner,
+        group=group,
+        bridge=master,
+        multi_queue=spec.multi_queue,
+        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        mac=LEAVE if spec.mac is None else spec.mac,
+    )
+    seen = State(link.owner, link.group, link.master, link.multi_queue, link.mtu, link.mac)
+    applied = look.applied(ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    changes = tuple(change for change in differences(seen, want) if is_owned(change.path, owned))
+    operations, pending = _change(link, want, changes, alias)
+    return Draft(
+        tuple(operations), changes, pending, needs=needs, status=link_status(link, multiQueue=link.multi_queue)
+    )
+
+
+def remove(ref: Ref, key: Key, look: Look) -> Draft:
+    """Delete it once no guest holds it."""
+    link, applied = link_of(look, key), look.applied(ref)
+    if link is None:
+        return Draft()
+    if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
+        return let_go(link)
+    if link.carrier:
+        raise Blocked(f"{ref}: a process holds TAP {link.name}", hint="stop the guest that uses it: kvmd topology")
+    return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
+
+
+def _change(
+    link: Link, want: State, changes: tuple[Change, ...], alias: str
+) -> tuple[list[ops.Op], tuple[Pending, ...]]:
+    """Live changes as operations; owner and queues of a TAP in use wait until it is unused."""
+    paths = {change.path for change in changes}
+    if "bridge" in paths and link.master and want.bridge:
+        moved: Any = want.bridge
+    else:
+        moved = want.bridge if "bridge" in paths else None
+    attributes: dict[str, Any] = {
+        "alias": alias if link.alias != alias else None,
+        "mtu": want.mtu if "mtu" in paths else None,
+        "mac": want.mac if "mac" in paths else None,
+        "master": moved,
+        "up": None if link.up else True,
+    }
+    waits = [change for change in changes if change.path in ("owner", "group", "multiQueue")]
+    operations: list[ops.Op] = []
+    if moved and link.master:
+        operations.append(ops.LinkSet(link.name, link.index, master=""))
+    if any(value is not None for value in attributes.values()):
+        operations.append(ops.LinkSet(link.name, link.index, **attributes))
+    if not waits:
+        return operations, ()
+    if link.carrier:
+        return operations, tuple(
+            Pending(f"spec.{change.path}", change.before, change.after, Update.REPLUG) for change in waits
+        )
+    if "multiQueue" in paths:
+        # The kernel cannot change the number of queues of a TAP that is there: it goes, the next look makes it anew.
+        return [ops.LinkDelete(link.name, link.index, alias=link.alias)], ()
+    owner = want.owner if isinstance(want.owner, int) else None
+    group = want.group if isinstance(want.group, int) else None
+    operations.append(ops.TapOwner(link.name, link.index, "tap", owner, group, link.multi_queue))
+    return operations, ()

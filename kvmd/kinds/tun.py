@@ -1,0 +1,188 @@
+"""Tun: a persistent layer 3 device with addresses and routes; it cannot be the other end of a guest's NIC."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+from pydantic import field_validator
+
+from kvmd import ops
+from kvmd.api.quantity import Address, Integer, InterfaceAddress, LinkName
+from kvmd.api.resource import Claim, Ref, Reference, SpecModel
+from kvmd.api.schema import Update, branch, leaf
+from kvmd.api.status import Pending
+from kvmd.errors import Blocked
+from kvmd.observed import Key, Link
+from kvmd.plan.links import (
+    account,
+    address_operations,
+    addresses_of,
+    alias_for,
+    let_go,
+    link_of,
+    link_status,
+    same_kind_or_refuse,
+)
+from kvmd.plan.look import Look
+from kvmd.plan.model import Change, Draft
+
+KIND = "Tun"
+PLURAL = "tuns"
+SHORT = "tun"
+
+
+class Route(SpecModel):
+    """A route through the TUN."""
+
+    to: str = leaf(about="Destination in CIDR form.", example="10.20.0.0/16")
+    via: Address | None = leaf(None, about="Next hop; null for a route on the link itself.", example="10.9.0.2")
+    metric: Integer = leaf(0, about="Metric; the kernel prefers the lower one.", example=100, ge=0)
+
+    @field_validator("to")
+    @classmethod
+    def _is_network(cls, value: str) -> str:
+        network = str(ipaddress.ip_network(value))
+        if network in ("0.0.0.0/0", "::/0"):
+            raise ValueError("a default route through a TUN would take the host's own; write narrower destinations")
+        return network
+
+
+class Spec(SpecModel):
+    """A persistent TUN."""
+
+    name_on_host: LinkName | None = leaf(
+        None, about="Name of the link; default metadata.name.", example="tun0", update=Update.IMMUTABLE
+    )
+    owner: str | Integer | None = leaf(
+        None,
+        about="User (name or number) who may attach; null is root only.",
+        example="root",
+        unless="Replug while a process holds the TUN",
+    )
+    group: str | Integer | None = leaf(
+        None, about="Group whose members may attach.", example="kvm", unless="Replug while a process holds the TUN"
+    )
+    mtu: Integer | None = leaf(
+        None, about="MTU in bytes; null leaves the kernel's 1500.", example=1400, ge=68, le=65535
+    )
+    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.9.0.1/30"])
+    routes: tuple[Route, ...] = branch((), about="Routes through it.")
+    deletion_policy: Literal["Delete", "Orphan"] = leaf(
+        "Delete", about="When the spec goes: delete the TUN, or only take the mark off.", example="Delete"
+    )
+
+
+def host_key(ref: Ref, spec: Spec | None) -> Key:
+    """The link that this TUN is."""
+    return Key("link", (spec.name_on_host if spec else None) or ref.name)
+
+
+def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
+    """None."""
+    return ()
+
+
+def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
+    """Its name and its addresses."""
+    return (
+        Claim("link", host_key(ref, spec).name),
+        *(Claim("address", cidr.split("/")[0]) for cidr in spec.addresses),
+    )
+
+
+def files(spec: Spec) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
+def usable(ref: Ref, look: Look) -> bool:
+    """True where the TUN is there."""
+    link = link_of(look, look.key(ref))
+    return link is not None and link.tun_mode == "tun"
+
+
+def plan(ref: Ref, look: Look) -> Draft:
+    """Create it, or change what differs; addresses and routes of others stay."""
+    resource = look.spec(ref)
+    assert resource is not None and isinstance(resource.spec, Spec)
+    spec, name = resource.spec, look.key(ref).name
+    link = link_of(look, look.key(ref))
+    same_kind_or_refuse(ref, link, "tun", "tun")
+    owner, group = account("user", spec.owner, look), account("group", spec.group, look)
+    alias = alias_for(resource, link, look)
+    if link is None:
+        operations: list[ops.Op] = [
+            ops.TapCreate(name, alias, "tun", owner, group),
+            ops.LinkSet(name, mtu=spec.mtu, up=True),
+        ]
+        operations += [ops.AddressAdd(name, 0, cidr) for cidr in spec.addresses]
+        operations += [ops.RouteAdd(name, 0, route.to, route.via or "", route.metric) for route in spec.routes]
+        return Draft(tuple(operations), status=link_status(None))
+    applied = look.applied(ref)
+    former = applied.written if applied else {}
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
+    more, _ = address_operations(link, name, spec.addresses, former.get("addresses", ()))
+    missing = set(spec.addresses) - set(addresses_of(link))
+    if more:
+        changes.append(Change("addresses", tuple(sorted(addresses_of(link))), tuple(sorted(spec.addresses))))
+    routes = _route_operations(link, spec, former.get("routes", ()))
+    if routes:
+        changes.append(Change("routes", tuple(route.to for route in link.routes), tuple(r.to for r in spec.routes)))
+    reason = f"address {', '.join(sorted(missing))} is missing" if missing else ""
+    return Draft(
+        (*operations, *more, *routes), tuple(changes), tuple(pending), status=link_status(link), reason=reason
+    )
+
+
+def remove(ref: Ref, key: Key, look: Look) -> Draft:
+    """Delete it once no process holds it."""
+    link, applied = link_of(look, key), look.applied(ref)
+    if link is None:
+        return Draft()
+    if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
+        return let_go(link)
+    if link.carrier:
+        raise Blocked(
+            f"{ref}: a process holds TUN {link.name}", hint="stop that process first: fuser -v /dev/net/tun"
+        )
+    return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
+
+
+def _attributes(
+    link: Link, spec: Spec, account_of: tuple[int | None, int | None], owned: frozenset[str], alias: str
+) -> tuple[list[ops.Op], list[Change], list[Pending]]:
+    changes: list[Change] = []
+    if spec.mtu is not None and spec.mtu != link.mtu:
+        changes.append(Change("mtu", link.mtu, spec.mtu))
+    operations: list[ops.Op] = []
+    alias_change = alias if link.alias != alias else None
+    mtu = spec.mtu if changes else None
+    up = None if link.up else True
+    if alias_change is not None or mtu is not None or up is not None:
+        operations.append(ops.LinkSet(link.name, link.index, alias=alias_change, mtu=mtu, up=up))
+    found = [
+        Change(path, before, after)
+        for path, before, after in (("owner", link.owner, account_of[0]), ("group", link.group, account_of[1]))
+        if before != after and path in owned
+    ]
+    changes += found
+    if not found:
+        return operations, changes, []
+    if link.carrier:
+        return operations, changes, [Pending(f"spec.{c.path}", c.before, c.after, Update.REPLUG) for c in found]
+    operations.append(ops.TapOwner(link.name, link.index, "tun", account_of[0], account_of[1], link.multi_queue))
+    return operations, changes, []
+
+
+def _route_operations(link: Link, spec: Spec, former: tuple[dict[str, object], ...]) -> list[ops.Op]:
+    """Add missing routes, remove those that were ours and are no longer asked for."""
+    have = {(route.to, route.via, route.metric) for route in link.routes}
+    want = {(route.to, route.via or "", route.metric) for route in spec.routes}
+    # The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER).
+    known = have | {(to, via, 0) for to, via, metric in have if metric == 1024}
+    then = {(str(item.get("to")), str(item.get("via") or ""), int(str(item.get("metric") or 0))) for item in former}
+    operations: list[ops.Op] = [ops.RouteAdd(link.name, link.index, *route) for route in sorted(want - known)]
+    operations += [ops.RouteDelete(link.name, link.index, *route) for route in sorted((then - want) & known)]
+    return operations

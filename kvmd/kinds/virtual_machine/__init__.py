@@ -1,0 +1,260 @@
+"""VirtualMachine: a domain of libvirt, from its definition to its power and the changes of its running self."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvmd import ops, xmlmap
+from kvmd.api.mark import Mark, derived_uuid
+from kvmd.api.resource import Claim, Ref, Reference, Resource
+from kvmd.api.status import BLOCKED, DEGRADED, Condition
+from kvmd.errors import Refused
+from kvmd.kinds.virtual_machine import document, power
+from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
+from kvmd.kinds.virtual_machine.live import LiveChanges, live_changes
+from kvmd.kinds.virtual_machine.spec import Spec
+from kvmd.kinds.virtual_machine.status import status_of
+from kvmd.kinds.virtual_machine.want import Wanted, attached_to, known_devices, wanted
+from kvmd.observed import Domain, File, Key
+from kvmd.plan.look import Look
+from kvmd.plan.model import Applied, Change, Draft, differences, is_owned
+
+KIND = "VirtualMachine"
+PLURAL = "virtualmachines"
+SHORT = "vm"
+
+__all__ = ["KIND", "PLURAL", "SHORT", "Spec", "State"]
+
+
+def host_key(ref: Ref, spec: Spec | None) -> Key:
+    """The domain of libvirt."""
+    return Key("domain", (spec.name_on_host if spec else None) or ref.name)
+
+
+def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
+    """What its NICs are attached to; to a Network, with what a reservation needs."""
+    found = []
+    for nic in spec.interfaces:
+        target = attached_to(nic)
+        if target is not None:
+            attributes = (("interface", nic.name), ("ip", nic.ip), ("mac", nic.mac))
+            found.append(
+                Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
+            )
+    return tuple(found)
+
+
+def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
+    """Its name, its writable disks, its TAPs, its MACs and its ports on the host."""
+    found = [Claim("domain", host_key(ref, spec).name)]
+    found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
+    for nic in spec.interfaces:
+        found += [Claim("tap", nic.tap)] if nic.tap else []
+        found += [Claim("mac", nic.mac)] if nic.mac else []
+        ports = nic.user.port_forward if nic.user else ()
+        found += [Claim(f"{item.protocol} port", str(item.host)) for item in ports]
+    return tuple(found)
+
+
+def files(spec: Spec) -> tuple[str, ...]:
+    """Every file that must be there before it starts."""
+    boot = spec.kernel_boot
+    found = [disk.media.path if disk.media else disk.path for disk in spec.disks]
+    found += [boot.kernel.path, boot.initrd.path if boot.initrd else None] if boot else []
+    return tuple(path for path in found if path)
+
+
+def usable(ref: Ref, look: Look) -> bool:
+    """True while it runs."""
+    fact = look.fact(look.key(ref))
+    return isinstance(fact, Domain) and fact.active
+
+
+def plan(ref: Ref, look: Look) -> Draft:
+    """Definition first, then the running self, then power."""
+    resource = look.spec(ref)
+    assert resource is not None and isinstance(resource.spec, Spec)
+    fact = look.fact(look.key(ref))
+    domain = fact if isinstance(fact, Domain) else None
+    _allowed(resource, look)
+    known = known_devices(resource, look)
+    config = read(xmlmap.parse(domain.config), known) if domain is not None and domain.config else None
+    want = wanted(resource, domain, config, look)
+    uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
+    changes, definition = _definition(resource, domain, config, want, known, look)
+    running, live = _running(resource, domain, want, known, look)
+    restart = domain is not None and domain.active and _restarts(resource, domain, running, look)
+    acts = power.decide(resource, domain, restart, uuid, look)
+    absent = _absent_files(resource.spec, look)
+    live_operations = () if acts.stops else running.operations
+    operations = (*definition, *_without_files(live_operations, absent), *_without_files(acts.operations, absent))
+    conditions = (*acts.conditions, *_conditions(want, absent, resource))
+    needs = _needs(resource.spec, operations)
+    return Draft(
+        operations,
+        tuple(dict.fromkeys((*changes, *running.changes))),
+        running.pending,
+        conditions,
+        needs,
+        status_of(resource, domain, live, want.state, known, look),
+        acts.wake_at,
+        acts.settled and not (absent and acts.operations),
+        acts.reason if not changes and not running.changes else "",
+    )
+
+
+def remove(ref: Ref, key: Key, look: Look) -> Draft:
+    """Shut it down as its last spec said, then undefine it; disks stay."""
+    domain, applied = look.fact(key), look.applied(ref)
+    if not isinstance(domain, Domain):
+        return Draft()
+    if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
+        mark = ops.DomainSetMark(domain.name, domain.uuid, None, live=domain.active)
+        return Draft((mark,), reason="let go of, as its deletionPolicy asks")
+    undefine = ops.DomainUndefine(domain.name, domain.uuid)
+    if not domain.active:
+        return Draft((undefine,))
+    act = power.stop(ref, _spec_of(applied), domain, look, "its spec is gone")
+    return Draft(act.operations, conditions=act.conditions, wake_at=act.wake_at, settled=False, reason=act.reason)
+
+
+def _spec_of(applied: Applied | None) -> Spec | None:
+    try:
+        return Spec.model_validate(applied.written) if applied is not None else None
+    except ValueError:
+        return None
+
+
+def _allowed(resource: Resource, look: Look) -> None:
+    """Refuse files outside of what the host's policy lets specs name, links followed."""
+    spec = resource.spec
+    assert isinstance(spec, Spec)
+    roots = look.rules.allowed_paths
+    consoles = [serial.file for serial in spec.serials if serial.file]
+    for path in (*files(spec), *consoles):
+        fact = look.fact(Key("file", path))
+        real = fact.real if isinstance(fact, File) and fact.real else path
+        for name in dict.fromkeys((path, real)):
+            if roots and not any(name == root or name.startswith(root.rstrip("/") + "/") for root in roots):
+                raise Refused(
+                    f"{resource.ref}: {name} lies outside of what specs may name on this host ({', '.join(roots)})",
+                    hint="move the file, or extend policy.allowedPaths in kvmd.yaml",
+                )
+
+
+def _definition(
+    resource: Resource, domain: Domain | None, config: State | None, want: Wanted, known: Known, look: Look
+) -> tuple[tuple[Change, ...], tuple[ops.Op, ...]]:
+    """The operations on the definition: write it, and keep libvirt's own autostart off."""
+    name = look.key(resource.ref).name
+    host, owner, applied = look.host(), look.rules.owner, look.applied(resource.ref)
+    if domain is None or config is None or domain.config is None:
+        uuid = derived_uuid(host.machine_id, owner, resource.ref)
+        before = (
+            Mark(owner, resource.ref, applied.spec_hash, applied.generation)
+            if applied and applied.generation
+            else None
+        )
+        mark = Mark.of(resource, owner, uuid, before).with_resolved(want.resolved)
+        xml = document.create(name, uuid, host.architecture, want.state, mark)
+        return (), (ops.DomainDefine(name, uuid, xml, creates=True),)
+    changes = _owned(differences(config, want.state), resource, applied)
+    before = domain.mark if domain.mark is not None and domain.mark.ref == resource.ref else None
+    if before is None and applied is not None and applied.generation:
+        before = Mark(owner, resource.ref, applied.spec_hash, applied.generation)
+    mark = Mark.of(resource, owner, domain.uuid, before).with_resolved(want.resolved)
+    operations: list[ops.Op] = []
+    if (
+        changes
+        or domain.mark is None
+        or not domain.mark.says_the_same_as(mark)
+        or not domain.persistent
+        or before is None
+    ):
+        xml = document.overlay(domain.config, want.state, changes, known, mark)
+        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml))
+    if domain.autostart:
+        operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))
+    return changes, tuple(operations)
+
+
+def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Change, ...]:
+    """The differences that are ours: written now or before; devices that no spec ever named are left alone."""
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    return tuple(
+        change
+        for change in found
+        if f"[{FOREIGN}" not in change.path
+        and (change.always or change.after is None or is_owned(change.path, owned) or _is_medium(change.path, owned))
+    )
+
+
+def _is_medium(path: str, owned: frozenset[str]) -> bool:
+    """A CD-ROM's source is written as ``media``."""
+    device, _, leaf = path.rpartition(".")
+    return leaf == "path" and path.startswith("disks[") and is_owned(f"{device}.media", owned)
+
+
+def _running(
+    resource: Resource, domain: Domain | None, want: Wanted, known: Known, look: Look
+) -> tuple[LiveChanges, State | None]:
+    if domain is None or domain.live is None:
+        return LiveChanges(), None
+    root = xmlmap.parse(domain.live)
+    live = read(root, known)
+    found = _owned(differences(live, want.state), resource, look.applied(resource.ref))
+    # The running self shows the CPU that host-model became; what it was started with stands in its mark.
+    found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(resource, domain))
+    return live_changes(domain, root, known, (live, want.state), found), live
+
+
+def _model_waits(resource: Resource, domain: Domain) -> bool:
+    if domain.boot_mark is None:
+        return False
+    spec = resource.spec
+    assert isinstance(spec, Spec)
+    then = domain.boot_mark.written.get("cpu", {})
+    return (then.get("model") if isinstance(then, Mapping) else None) != spec.cpu.model
+
+
+def _restarts(resource: Resource, domain: Domain, running: LiveChanges, look: Look) -> bool:
+    """True where somebody asked for a restart, or the policy makes one of the changes that wait."""
+    spec, memory = resource.spec, look.memory(resource.ref)
+    assert isinstance(spec, Spec)
+    if memory.restart or power.restart_asked(resource, domain, look):
+        return True
+    if not running.pending or spec.update_policy.restart == "Never":
+        return False
+    return spec.update_policy.restart == "Automatic" or memory.approved_hash == resource.spec_hash
+
+
+def _absent_files(spec: Spec, look: Look) -> tuple[str, ...]:
+    found = ((path, look.fact(Key("file", path))) for path in files(spec))
+    return tuple(path for path, fact in found if not isinstance(fact, File) or fact.kind not in ("regular", "block"))
+
+
+def _without_files(operations: tuple[ops.Op, ...], absent: tuple[str, ...]) -> tuple[ops.Op, ...]:
+    """Nothing that would open a file starts while one is missing."""
+    if not absent:
+        return operations
+    opens = (ops.DomainStart, ops.DomainAttach, ops.DomainUpdateDevice)
+    return tuple(operation for operation in operations if not isinstance(operation, opens))
+
+
+def _needs(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[Ref, ...]:
+    if not any(isinstance(item, ops.DomainStart | ops.DomainAttach | ops.DomainUpdateDevice) for item in operations):
+        return ()
+    return tuple(dict.fromkeys(target for nic in spec.interfaces if (target := attached_to(nic)) is not None))
+
+
+def _conditions(want: Wanted, absent: tuple[str, ...], resource: Resource) -> tuple[Condition, ...]:
+    found = []
+    if absent:
+        text = (
+            f"waits for {', '.join(absent)}: not a file on this host; put it there, it is looked at every few seconds"
+        )
+        found.append(Condition(BLOCKED, True, "FileMissing", text))
+    if want.fallback:
+        found.append(Condition(DEGRADED, True, "AcceleratorFallback", want.fallback))
+    return tuple(found)

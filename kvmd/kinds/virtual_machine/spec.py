@@ -1,0 +1,341 @@
+"""The spec of a VirtualMachine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, model_validator
+
+from kvmd.api.quantity import Address, Boolean, DomainName, HostPath, Integer, Mac, Memory, Text
+from kvmd.api.resource import DNS_LABEL, SpecModel
+from kvmd.api.schema import Update, branch, leaf
+
+
+def _device_name(value: str) -> str:
+    if not DNS_LABEL.fullmatch(value):
+        raise ValueError(f"'{value}' is not a DNS-1123 label (lower-case letters, digits and '-')")
+    return value
+
+
+DeviceName = Annotated[str, AfterValidator(_device_name)]
+
+
+def _distinct(names: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"two {what} are called '{name}'; names within a list must differ")
+        seen.add(name)
+
+
+class Topology(SpecModel):
+    """Sockets, cores and threads; their product is the maximum number of vCPUs."""
+
+    sockets: Integer = leaf(about="Sockets.", example=1, update=Update.NEXT_BOOT, ge=1)
+    cores: Integer = leaf(about="Cores of a socket.", example=4, update=Update.NEXT_BOOT, ge=1)
+    threads: Integer = leaf(1, about="Threads of a core.", example=1, update=Update.NEXT_BOOT, ge=1)
+
+
+class Cpu(SpecModel):
+    """Virtual CPUs."""
+
+    vcpus: Integer = leaf(
+        1, about="Virtual CPUs now.", example=2, unless="NextBoot when fewer, or above maxVcpus", ge=1, le=710
+    )
+    max_vcpus: Integer | None = leaf(
+        None, about="How many vcpus may grow to; default vcpus.", example=4, update=Update.NEXT_BOOT, ge=1, le=710
+    )
+    model: Text | None = leaf(
+        None,
+        about="host-model, host-passthrough, maximum or a model that QEMU knows; null takes host-model with kvm and "
+        "the hypervisor's default with tcg.",
+        example="host-model",
+        update=Update.NEXT_BOOT,
+    )
+    topology: Topology | None = branch(None, about="Topology that the guest sees.")
+
+    @property
+    def maximum(self) -> int:
+        """The greatest number of vCPUs until the next boot."""
+        return self.max_vcpus or self.vcpus
+
+    @model_validator(mode="after")
+    def _agree(self) -> Cpu:
+        if self.vcpus > self.maximum:
+            raise ValueError(f"vcpus ({self.vcpus}) is above maxVcpus ({self.maximum})")
+        if self.topology is not None:
+            product = self.topology.sockets * self.topology.cores * self.topology.threads
+            if product != self.maximum:
+                raise ValueError(
+                    f"the topology holds {product} CPUs, but maxVcpus is {self.maximum}; they must be the same"
+                )
+        return self
+
+
+class GuestMemory(SpecModel):
+    """Memory of the guest."""
+
+    guest: Memory = leaf(
+        about="Memory that the guest has now, in whole MiB.", example="2Gi", unless="NextBoot above the maximum"
+    )
+    max_guest: Memory | None = leaf(
+        None, about="How much guest may grow to; default guest.", example="8Gi", update=Update.NEXT_BOOT
+    )
+    hotplug: Literal["Balloon"] = leaf(
+        "Balloon", about="How memory grows in a running guest.", example="Balloon", update=Update.NEXT_BOOT
+    )
+
+    @property
+    def maximum(self) -> int:
+        """The greatest memory until the next boot, in bytes."""
+        return self.max_guest or self.guest
+
+    @model_validator(mode="after")
+    def _agree(self) -> GuestMemory:
+        if self.guest > self.maximum:
+            raise ValueError("guest is above maxGuest")
+        return self
+
+
+class BootFile(SpecModel):
+    """A kernel or initial RAM disk on the host."""
+
+    path: HostPath = leaf(about="File on the host.", example="/var/lib/kvmd/images/vmlinuz", update=Update.NEXT_BOOT)
+
+
+class KernelBoot(SpecModel):
+    """Boot a kernel from the host (qemu -kernel, -initrd, -append)."""
+
+    kernel: BootFile = branch(about="The kernel.")
+    initrd: BootFile | None = branch(None, about="The initial RAM disk.")
+    args: Text | None = leaf(
+        None, about="Kernel command line.", example="console=ttyS0 root=/dev/vda1", update=Update.NEXT_BOOT
+    )
+
+
+class Media(SpecModel):
+    """What lies in the tray of a CD-ROM."""
+
+    path: HostPath = leaf(about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
+
+
+class Disk(SpecModel):
+    """A disk or CD-ROM; its name is its identity, the order in the list means nothing."""
+
+    name: DeviceName = leaf(about="Name of the disk within the machine.", example="root", update=Update.IMMUTABLE)
+    device: Literal["disk", "cdrom"] = leaf(
+        "disk", about="What the guest sees.", example="cdrom", update=Update.NEXT_BOOT
+    )
+    path: HostPath | None = leaf(
+        None,
+        about="File or block device on the host, for a disk.",
+        example="/var/lib/libvirt/images/root.qcow2",
+        unless="NextBoot for the file under a disk that is plugged in",
+    )
+    format: Literal["raw", "qcow2"] | None = leaf(
+        None, about="Format of the file; never guessed.", example="qcow2", update=Update.NEXT_BOOT
+    )
+    media: Media | None = branch(None, about="What lies in the tray of a CD-ROM; null is an empty tray.")
+    bus: Literal["virtio", "scsi", "sata", "ide", "usb"] | None = leaf(
+        None,
+        about="Bus; default virtio for a disk, sata for a CD-ROM.",
+        example="virtio",
+        update=Update.NEXT_BOOT,
+        unless="a disk on sata or ide cannot be plugged into a running guest",
+    )
+    read_only: Boolean = leaf(False, about="The guest may not write.", example=True, update=Update.NEXT_BOOT)
+    boot_order: Integer | None = leaf(
+        None, about="Place in the boot order, from 1.", example=1, update=Update.NEXT_BOOT, ge=1
+    )
+    serial: Text | None = leaf(
+        None, about="Serial number that the guest reads.", example="root01", update=Update.NEXT_BOOT
+    )
+    cache: Literal["default", "none", "writethrough", "writeback", "directsync", "unsafe"] = leaf(
+        "default", about="Host cache mode.", example="none", update=Update.NEXT_BOOT
+    )
+
+    @property
+    def effective_bus(self) -> str:
+        """The bus with its default."""
+        return self.bus or ("sata" if self.device == "cdrom" else "virtio")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Disk:
+        if self.device == "cdrom":
+            if self.path is not None:
+                raise ValueError("a CD-ROM takes `media: {path: …}`, not `path`")
+            if self.effective_bus == "virtio":
+                raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
+            return self
+        if self.media is not None:
+            raise ValueError("only a CD-ROM has media; write `device: cdrom`, or `path` for a disk")
+        if self.path is None:
+            raise ValueError("a disk needs exactly one source; write `path`")
+        if self.format is None:
+            raise ValueError("a disk by path needs `format: raw` or `format: qcow2`; it is never guessed")
+        return self
+
+
+class PortForward(SpecModel):
+    """A port of the host that leads to the guest."""
+
+    protocol: Literal["tcp", "udp"] = leaf("tcp", about="Protocol.", example="tcp", update=Update.NEXT_BOOT)
+    host: Integer = leaf(about="Port on the host.", example=8022, update=Update.NEXT_BOOT, ge=1, le=65535)
+    guest: Integer = leaf(about="Port in the guest.", example=22, update=Update.NEXT_BOOT, ge=1, le=65535)
+
+
+class UserNetwork(SpecModel):
+    """User-mode networking: NAPT in the QEMU process; TCP and UDP only, nobody reaches the guest unasked."""
+
+    port_forward: tuple[PortForward, ...] = branch(
+        (), about="Ports of the host that lead to the guest (needs passt)."
+    )
+
+
+ATTACHMENTS = ("network", "bridge", "tap", "user")
+
+
+class Interface(SpecModel):
+    """A NIC; its name is its identity; exactly one attachment."""
+
+    name: DeviceName = leaf(about="Name of the NIC within the machine.", example="net0", update=Update.IMMUTABLE)
+    network: str | None = leaf(
+        None, about="Network that it is attached to.", example="default", unless="NextBoot to or from tap and user"
+    )
+    bridge: str | None = leaf(
+        None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
+    )
+    tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
+    user: UserNetwork | None = branch(None, about="User-mode networking.")
+    mac: Mac | None = leaf(
+        None,
+        about="MAC address; default derived from the host, the machine and the name.",
+        example="52:54:00:12:34:56",
+        update=Update.NEXT_BOOT,
+    )
+    ip: Address | None = leaf(None, about="Address that a Network of ours reserves for it.", example="192.168.122.10")
+    model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = leaf(
+        "virtio", about="Model that the guest sees.", example="virtio", update=Update.NEXT_BOOT
+    )
+    link: Literal["up", "down"] = leaf("up", about="State of the virtual cable.", example="down")
+    boot_order: Integer | None = leaf(
+        None, about="Place in the boot order, from 1.", example=2, update=Update.NEXT_BOOT, ge=1
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Interface:
+        found = [name for name in ATTACHMENTS if getattr(self, name) is not None]
+        if len(found) != 1:
+            what = " and ".join(found) if found else "none"
+            raise ValueError(f"a NIC has exactly one of network, bridge, tap and user; here: {what}")
+        if self.ip is not None and self.network is None:
+            raise ValueError("ip is a reservation on a Network; it needs `network`")
+        return self
+
+    @property
+    def attachment(self) -> str:
+        """Which of the attachments is written."""
+        return next(name for name in ATTACHMENTS if getattr(self, name) is not None)
+
+
+class Serial(SpecModel):
+    """A serial console."""
+
+    name: DeviceName = leaf(about="Name of the console.", example="console", update=Update.IMMUTABLE)
+    file: HostPath | None = leaf(
+        None,
+        about="File on the host that keeps what the guest prints; `kvmd console` works with and without.",
+        example="/var/log/libvirt/qemu/web-console.log",
+        update=Update.NEXT_BOOT,
+    )
+
+
+class Devices(SpecModel):
+    """Other devices."""
+
+    serial: tuple[Serial, ...] = branch((), about="Serial consoles; default one without a file.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Devices:
+        _distinct((item.name for item in self.serial), "serial consoles")
+        return self
+
+
+class Shutdown(SpecModel):
+    """How the guest is asked to power off."""
+
+    methods: tuple[Literal["agent", "acpi"], ...] = leaf(
+        ("agent", "acpi"), about="Ways, in order; one that does not work is passed over.", example=["acpi"]
+    )
+    timeout_seconds: Integer = leaf(120, about="How long the guest has, in seconds.", example=120, ge=1)
+    force_after_timeout: Boolean = leaf(True, about="Whether the plug is pulled then.", example=True)
+
+
+class UpdatePolicy(SpecModel):
+    """What happens with changes that need a restart."""
+
+    restart: Literal["Never", "Manual", "Automatic"] = leaf(
+        "Manual",
+        about="Never: they wait for the guest's next start. Manual: the same, or `kvmd approve`. Automatic: the "
+        "guest is shut down and started at once.",
+        example="Manual",
+    )
+
+
+class Spec(SpecModel):
+    """A virtual machine."""
+
+    name_on_host: DomainName | None = leaf(
+        None, about="Name in libvirt; default metadata.name.", example="Win10_test", update=Update.IMMUTABLE
+    )
+    run_strategy: Literal["Always", "RerunOnFailure", "Once", "Manual", "Halted"] = leaf(
+        "Always",
+        about="Always: kept running. RerunOnFailure: started again after a crash, not after a power-off. Once: run "
+        "once, never again. Manual: people start and stop it. Halted: kept off.",
+        example="Always",
+    )
+    accelerator: Literal["auto", "kvm", "tcg"] | None = leaf(
+        None,
+        about="kvm: hardware help. tcg: emulation. auto: kvm where the host can. null takes defaults.accelerator of "
+        "the host.",
+        example="auto",
+        update=Update.NEXT_BOOT,
+    )
+    machine: Text = leaf(
+        "q35",
+        about="Machine type; an alias is pinned to its canonical name when first defined.",
+        example="q35",
+        update=Update.NEXT_BOOT,
+    )
+    cpu: Cpu = branch(factory=Cpu, about="Virtual CPUs.")
+    memory: GuestMemory = branch(about="Memory of the guest.")
+    kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
+    disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
+    interfaces: tuple[Interface, ...] = branch((), about="NICs.")
+    devices: Devices = branch(factory=Devices, about="Other devices.")
+    shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
+    update_policy: UpdatePolicy = branch(factory=UpdatePolicy, about="What happens with changes that need a restart.")
+    drift_policy: Literal["Correct", "Report", "Ignore"] = leaf(
+        "Correct", about="What happens when others change it: put it right, say so, or nothing.", example="Correct"
+    )
+    deletion_policy: Literal["Delete", "Orphan"] = leaf(
+        "Delete",
+        about="When the spec goes: shut down and undefine (disks stay), or only take the mark off.",
+        example="Delete",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        _distinct((disk.name for disk in self.disks), "disks")
+        _distinct((interface.name for interface in self.interfaces), "interfaces")
+        orders = [order for item in self.disks if (order := item.boot_order) is not None]
+        orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
+        if len(orders) != len(set(orders)):
+            raise ValueError("two devices have the same bootOrder")
+        return self
+
+    @property
+    def serials(self) -> tuple[Serial, ...]:
+        """The serial consoles with their default."""
+        return self.devices.serial or (Serial(name="console"),)

@@ -1,0 +1,171 @@
+"""From spec to state: resolving the words that the host decides, keeping what was decided before."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvmd.api.mark import derived_mac
+from kvmd.api.resource import Ref, Resource
+from kvmd.errors import Refused, Unsupported
+from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
+from kvmd.kinds.virtual_machine.spec import Disk, Interface, Spec
+from kvmd.observed import Domain
+from kvmd.plan.look import Look
+
+# <backend type='passt'/>: in libvirt since 9.0, but Debian 12 builds it without (define fails with code 27).
+PASST_SINCE = 9_001_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The state that a spec asks for, what its words were resolved to, and why auto did not mean kvm."""
+
+    state: State
+    resolved: Mapping[str, str]
+    fallback: str = ""
+
+
+def known_devices(resource: Resource, look: Look) -> Known:
+    """How devices without an alias are to be named."""
+    spec = resource.spec
+    assert isinstance(spec, Spec)
+    applied = look.applied(resource.ref)
+    nics = {nic.mac: nic.name for nic in spec.interfaces if nic.mac}
+    for key, mac in (applied.resolved if applied else {}).items():
+        if key.startswith("mac."):
+            nics.setdefault(mac, key.removeprefix("mac."))
+    return Known(
+        disks={disk.path: disk.name for disk in spec.disks if disk.path},
+        nics=nics,
+        serials=tuple(serial.name for serial in spec.serials),
+        trays=tuple(disk.name for disk in spec.disks if disk.device == "cdrom"),
+    )
+
+
+def wanted(resource: Resource, domain: Domain | None, config: State | None, look: Look) -> Wanted:
+    """Render the spec; what *config* has and the spec does not say is kept."""
+    spec, ref = resource.spec, resource.ref
+    assert isinstance(spec, Spec)
+    resolved: dict[str, str] = {}
+    host = look.host()
+    word = spec.accelerator or look.rules.accelerator
+    accelerator = _kept("accelerator", word, ref, domain, look)
+    if accelerator is None:
+        accelerator = ("kvm" if host.kvm_usable else "tcg") if word == "auto" else word
+    if accelerator == "kvm" and word == "kvm" and not host.kvm_usable:
+        raise Unsupported(
+            f"{ref}: accelerator is kvm, but {host.kvm_reason or 'this host has none'}", hint="kvmd check"
+        )
+    machine = _kept("machine", spec.machine, ref, domain, look) or host.canonical_machine(spec.machine)
+    resolved |= {
+        "accelerator": accelerator,
+        "accelerator.word": word,
+        "machine": machine,
+        "machine.word": spec.machine,
+    }
+    interfaces = tuple(_nic(nic, ref, config, look) for nic in spec.interfaces)
+    resolved |= {f"mac.{nic.name}": nic.mac for nic in interfaces}
+    boot, topology = spec.kernel_boot, spec.cpu.topology
+    state = State(
+        accelerator=accelerator,
+        machine=machine,
+        max_vcpus=spec.cpu.maximum,
+        vcpus=spec.cpu.vcpus,
+        cpu_model=spec.cpu.model or ("host-model" if accelerator == "kvm" else None),
+        topology=(topology.sockets, topology.cores, topology.threads) if topology else None,
+        max_memory=spec.memory.maximum,
+        memory=spec.memory.guest,
+        kernel=boot.kernel.path if boot else None,
+        initrd=boot.initrd.path if boot and boot.initrd else None,
+        arguments=boot.args if boot else None,
+        disks=_disks(spec.disks, config),
+        interfaces=interfaces,
+        serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
+    )
+    fallback = ""
+    if word == "auto" and accelerator == "tcg":
+        fallback = f"runs emulated (tcg): {host.kvm_reason or 'this host has no usable KVM'}; type: kvmd check"
+    return Wanted(state, resolved, fallback)
+
+
+def _kept(key: str, word: str, ref: Ref, domain: Domain | None, look: Look) -> str | None:
+    """What the host made of that very word before: an upgrade of anything must edit no guest."""
+    applied = look.applied(ref)
+    sources = [applied.resolved if applied else {}]
+    if domain is not None and domain.boot_mark is not None:
+        sources.append(domain.boot_mark.resolved)
+    for resolved in sources:
+        if resolved.get(f"{key}.word") == word and key in resolved:
+            return resolved[key]
+    return None
+
+
+def _disks(disks: tuple[Disk, ...], config: State | None) -> tuple[DiskState, ...]:
+    present = {disk.name: disk for disk in config.disks} if config else {}
+    used = {disk.target for disk in present.values()}
+    found = []
+    for disk in sorted(disks, key=lambda disk: disk.name):
+        prefix = TARGET_PREFIX[disk.effective_bus]
+        before = present.get(disk.name)
+        if before is not None and before.target.startswith(prefix):
+            target = before.target
+        else:
+            target = next(name for letter in string.ascii_lowercase if (name := prefix + letter) not in used)
+            used.add(target)
+        found.append(
+            DiskState(
+                name=disk.name,
+                device=disk.device,
+                source=disk.media.path if disk.media else disk.path,
+                format=disk.format or "raw",
+                bus=disk.effective_bus,
+                read_only=disk.read_only or disk.device == "cdrom",
+                boot_order=disk.boot_order,
+                serial=disk.serial,
+                cache=disk.cache,
+                target=target,
+            )
+        )
+    return tuple(found)
+
+
+def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState:
+    present = {item.name: item for item in config.interfaces} if config else {}
+    before = present.get(nic.name)
+    derived = derived_mac(look.host().machine_id, look.rules.owner, ref, nic.name)
+    return NicState(
+        name=nic.name,
+        attachment=_attachment(nic, ref, look),
+        mac=nic.mac or (before.mac if before is not None else derived),
+        model=nic.model,
+        link=nic.link,
+        boot_order=nic.boot_order,
+    )
+
+
+def attached_to(nic: Interface) -> Ref | None:
+    """The object that a NIC is attached to; None for user-mode networking."""
+    kinds = {"network": "Network", "bridge": "Bridge", "tap": "Tap"}
+    kind = kinds.get(nic.attachment)
+    return Ref(kind, str(getattr(nic, nic.attachment))) if kind else None
+
+
+def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
+    target = attached_to(nic)
+    if target is not None:
+        if target.kind == "Tap" and look.spec(target) is None and look.spec(Ref("Tun", target.name)) is not None:
+            raise Refused(
+                f"{ref}: interface {nic.name} names '{target.name}', a Tun (layer 3); a NIC needs a Tap (layer 2)",
+                hint="kvmd explain vm.interfaces.tap",
+            )
+        return f"{nic.attachment}:{look.key(target).name}"
+    assert nic.user is not None
+    if nic.user.port_forward and look.host().libvirt_version < PASST_SINCE:
+        raise Unsupported(
+            f"{ref}: interface {nic.name} asks for portForward, which needs passt in libvirt 9.1 or newer",
+            hint="take portForward out, or attach the NIC to a Network",
+        )
+    ports = ",".join(f"{item.protocol}/{item.host}/{item.guest}" for item in nic.user.port_forward)
+    return f"user:{ports}"

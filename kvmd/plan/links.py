@@ -1,0 +1,103 @@
+"""What the kinds that are kernel links share: marks, addresses, routes, status."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from kvmd import ops
+from kvmd.api.mark import Mark
+from kvmd.api.resource import Ref, Resource
+from kvmd.errors import Blocked, Refused
+from kvmd.observed import Key, Link
+from kvmd.plan.look import Look
+from kvmd.plan.model import Draft, plain
+
+
+def link_of(look: Look, key: Key) -> Link | None:
+    """The link under a key, or None."""
+    fact = look.fact(key)
+    return fact if isinstance(fact, Link) else None
+
+
+def alias_for(resource: Resource, link: Link | None, look: Look) -> str:
+    """The ``ifalias`` that this spec asks for; the generation rises with the meaning of the spec."""
+    before = link.mark if link is not None and link.mark is not None and link.mark.ref == resource.ref else None
+    generation = 1
+    if before is not None:
+        same = resource.spec_hash.startswith(before.spec_hash)
+        generation = before.generation + (not same)
+    mark = Mark(look.rules.owner, resource.ref, resource.spec_hash, generation)
+    return mark.as_alias()
+
+
+def same_kind_or_refuse(ref: Ref, link: Link | None, kind: str, mode: str = "") -> None:
+    """Refuse to touch a link of another kind under the name of ours."""
+    if link is not None and (link.kind != kind or (mode and link.tun_mode != mode)):
+        found = link.tun_mode or link.kind or "physical"
+        raise Refused(
+            f"{ref}: the host's link '{link.name}' is a {found} link, not a {mode or kind}",
+            hint="choose another spec.nameOnHost or remove that link by hand: ip link del " + link.name,
+        )
+
+
+def addresses_of(link: Link) -> tuple[str, ...]:
+    """The addresses that can be owned: link-local ones of IPv6 and non-permanent ones are the kernel's."""
+    return tuple(
+        address.cidr
+        for address in link.addresses
+        if address.permanent and not (address.scope == "link" and ":" in address.cidr)
+    )
+
+
+def address_operations(
+    link: Link | None, name: str, wanted: Iterable[str], before: Iterable[str]
+) -> tuple[list[ops.Op], tuple[str, ...]]:
+    """Add what is missing, then remove what *before* (last applied) had and *wanted* has not; new before old."""
+    have = addresses_of(link) if link is not None else ()
+    index = link.index if link is not None else 0
+    want = tuple(str(ipaddress.ip_interface(cidr)) for cidr in wanted)
+    gone = tuple(cidr for cidr in have if cidr in set(before) and cidr not in want)
+    keep = tuple(cidr for cidr in (*have, *want) if cidr not in gone)
+    operations: list[ops.Op] = [ops.AddressAdd(name, index, cidr) for cidr in want if cidr not in have]
+    operations += [ops.AddressDelete(name, index, cidr, tuple(dict.fromkeys(keep))) for cidr in gone]
+    return operations, tuple(cidr for cidr in have if cidr not in gone)
+
+
+def link_status(link: Link | None, **more: Any) -> Mapping[str, Any]:
+    """The status that every link has."""
+    if link is None:
+        return MappingProxyType({"present": False, **more})
+    return MappingProxyType(
+        {
+            "present": True,
+            "nameOnHost": link.name,
+            "index": link.index,
+            "mac": link.mac,
+            "mtu": link.mtu,
+            "up": link.up,
+            "carrier": link.carrier,
+            "operState": link.operstate,
+            "bridge": link.master or None,
+            "addresses": [address.cidr for address in link.addresses],
+            **{name: plain(value) for name, value in more.items()},
+        }
+    )
+
+
+def let_go(link: Link) -> Draft:
+    """Take the mark off and leave everything else as it is."""
+    return Draft((ops.LinkSet(link.name, link.index, alias=""),), reason="let go of, as its deletionPolicy asks")
+
+
+def account(what: str, wanted: str | int | None, look: Look) -> int | None:
+    """The number of a user or group; a name that the host does not know is waited for."""
+    if wanted is None or isinstance(wanted, int):
+        return wanted
+    host = look.host()
+    known = dict(host.users if what == "user" else host.groups)
+    if wanted in known:
+        return known[wanted]
+    raise Blocked(f"the host has no {what} '{wanted}'", hint=f"see: getent {'passwd' if what == 'user' else 'group'}")

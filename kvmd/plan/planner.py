@@ -1,0 +1,411 @@
+"""``make_plan``: the one function behind ``kvmd plan``, ``kvmd apply`` and the daemon. Pure and deterministic.
+
+A planner remembers what each object read; an object is planned again only where one of those values is
+another object than last time, or the time has come. What it remembers never changes what it answers.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from kvmd.api import status
+from kvmd.api.mark import Mark, derived_uuid
+from kvmd.api.resource import ANNOTATION_ADOPT, Ref, Resource
+from kvmd.api.status import Condition
+from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
+from kvmd.observed import Domain, Fact, Key, Link, Network, Observed
+from kvmd.plan import safety
+from kvmd.plan.index import Index
+from kvmd.plan.look import Look, Reads, World
+from kvmd.plan.model import (
+    Applied,
+    Cause,
+    Controller,
+    Desired,
+    Draft,
+    Hold,
+    Memory,
+    ObjectPlan,
+    Plan,
+    Rules,
+    Step,
+)
+
+OWNED = "owned"
+FOREIGN = "foreign"
+ABSENT = "absent"
+COPIED = "copied"
+
+
+def make_plan(
+    desired: Desired,
+    observed: Observed,
+    memory: Memory,
+    rules: Rules,
+    now: float,
+    controllers: Mapping[str, Controller],
+) -> Plan:
+    """Compare what is desired with what is, and order what must change."""
+    return Planner(controllers, rules).plan(desired, observed, memory, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    reads: Reads
+    plan: ObjectPlan
+    wake_at: float | None
+
+
+class Planner:
+    """``make_plan`` with a memory of what each object read."""
+
+    def __init__(self, controllers: Mapping[str, Controller], rules: Rules) -> None:
+        self.controllers = controllers
+        self.rules = rules
+        self._index = Index(controllers, rules)
+        self._remembered: dict[Ref, _Remembered] = {}
+
+    def plan(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> Plan:
+        """Plan every object that could plan differently than last time; keep the rest."""
+        world = self._index.world(desired, observed, memory)
+        verdict = safety.judge(desired, observed, memory, self.rules, now, world)
+        objects: dict[Ref, ObjectPlan] = {}
+        for ref in world.specs:
+            objects[ref] = self._plan_once(ref, world, now)
+        for ref in sorted(world.departing):
+            objects[ref] = self._removal(ref, world, verdict, now)
+        for gone in self._remembered.keys() - world.specs.keys():
+            del self._remembered[gone]
+        objects, steps = _order(objects)
+        wakes = [item.wake_at for item in objects.values() if item.wake_at is not None and item.wake_at > now]
+        if verdict.wake_at is not None and verdict.wake_at > now:
+            wakes.append(verdict.wake_at)
+        return Plan(
+            objects=MappingProxyType(objects),
+            steps=steps,
+            holds=tuple(verdict.holds.values()),
+            prune_digest=verdict.digest,
+            wake_at=min(wakes, default=None),
+        )
+
+    def _plan_once(self, ref: Ref, world: World, now: float) -> ObjectPlan:
+        remembered = self._remembered.get(ref)
+        if remembered is not None and (remembered.wake_at is None or now < remembered.wake_at):
+            tables = world.tables
+            for (table, key), value in remembered.reads.items():
+                if tables[table].get(key) is not value:
+                    break
+            else:
+                return remembered.plan
+        look = Look(world, now)
+        plan = _plan_object(ref, look)
+        self._remembered[ref] = _Remembered(look.reads, plan, plan.wake_at)
+        return plan
+
+    def _removal(self, ref: Ref, world: World, verdict: safety.Verdict, now: float) -> ObjectPlan:
+        look = Look(world, now)
+        hold = verdict.holds.get(ref)
+        applied = look.applied(ref)
+        base = ObjectPlan(ref, applied=applied, generation=applied.generation if applied else 0)
+        if hold is not None:
+            waits = hold.reason in safety.PASSING
+            kind = status.RECONCILING if waits else status.PRUNE_HELD
+            return replace(
+                base, conditions=(Condition(kind, True, hold.reason, hold.message),), wake_at=verdict.wake_at
+            )
+        withheld = _withheld(base, look)
+        if withheld is not None:
+            return withheld
+        try:
+            draft = look.controller(ref).remove(ref, look.key(ref), look)
+        except KvmdError as error:
+            return replace(base, conditions=_from_error(error))
+        except Exception as error:
+            return replace(base, conditions=(_broken(error),))
+        users = tuple(sorted({user.source for user in look.users(ref) if user.source in world.departing}))
+        step = Step(ref, draft.operations, Cause.PRUNE, draft.reason or "its spec is gone", draft.changes, users)
+        conditions = (*draft.conditions, Condition(status.RECONCILING, True, "Pruning", step.reason))
+        return replace(
+            base,
+            step=step if draft.operations else None,
+            conditions=conditions,
+            wake_at=draft.wake_at,
+            status=draft.status,
+        )
+
+
+def _plan_object(ref: Ref, look: Look) -> ObjectPlan:
+    """Plan one object that has a spec."""
+    resource = look.spec(ref)
+    assert resource is not None
+    applied = look.applied(ref)
+    generation = 1 if applied is None else applied.generation + (not applied.of_this(resource))
+    base = ObjectPlan(
+        ref,
+        resource,
+        applied,
+        generation=max(generation, 1),
+        observed_generation=applied.generation if applied else 0,
+        conditions=_held(resource),
+    )
+    standing, fact = _standing(ref, look)
+    refusal = _refusal(ref, resource, standing, fact, look)
+    if refusal is not None:
+        return replace(base, conditions=(*base.conditions, *refusal))
+    try:
+        draft = look.controller(ref).plan(ref, look)
+    except KvmdError as error:
+        return replace(base, conditions=(*base.conditions, *_from_error(error)))
+    except Exception as error:  # one bad object stays one bad object
+        return replace(base, conditions=(*base.conditions, _broken(error)))
+    return _judge(base, draft, standing, look)
+
+
+def _held(resource: Resource) -> tuple[Condition, ...]:
+    if not resource.held:
+        return ()
+    message = (
+        f"{resource.position.file} cannot be used now; its last good version is kept exactly as it is; "
+        f"type: kvmd validate {resource.position.file}"
+    )
+    return (Condition(status.SPEC_INVALID, True, "LastGoodVersionHeld", message),)
+
+
+def _standing(ref: Ref, look: Look) -> tuple[str, Fact | None]:
+    """Is the object of that name on the host ours, a stranger's, or not there?"""
+    fact = look.fact(look.key(ref))
+    if fact is None or not isinstance(fact, Domain | Network | Link):
+        return ABSENT, fact
+    mark = fact.mark
+    uuid = getattr(fact, "uuid", "")
+    if mark is None:
+        derived = derived_uuid(look.host().machine_id, look.rules.owner, ref)
+        return (OWNED if uuid == derived else FOREIGN), fact
+    if mark.owner != look.rules.owner or mark.ref != ref:
+        return FOREIGN, fact
+    return (OWNED if mark.object_id == uuid else COPIED), fact
+
+
+def _refusal(
+    ref: Ref, resource: Resource, standing: str, fact: Fact | None, look: Look
+) -> tuple[Condition, ...] | None:
+    """The conditions of an object that may not be touched, or None."""
+    if resource.suspended or look.memory(ref).suspended:
+        message = f"left alone until resumed; type: kvmd resume {ref}"
+        return (Condition(status.READY, False, "Suspended", message),)
+    for claim in look.controller(ref).claims(ref, resource.spec):
+        holder = next(iter(look.claimants(claim)), ref)
+        if holder != ref:
+            message = (
+                f"{claim} belongs to {holder} (the present holder keeps it), {ref} wants it too; "
+                f"change one of them: kvmd describe {holder}"
+            )
+            return (Condition(status.CONFLICT, True, "ClaimedTwice", message),)
+    if standing == COPIED and not _adopts(resource, fact):
+        return (
+            Condition(
+                status.COPIED_MARK,
+                True,
+                "MarkOfAnotherObject",
+                f"what the host has under that name carries a mark that was copied from another object; it is "
+                f'left alone; to take it over, annotate {ref} with {ANNOTATION_ADOPT}: "uuid:{_uuid(fact)}"',
+            ),
+        )
+    if standing == FOREIGN and not _adopts(resource, fact):
+        mark: Mark | None = getattr(fact, "mark", None)
+        whose = f"belongs to {mark.ref} of owner '{mark.owner}'" if mark else "was not made by kvmd"
+        message = (
+            f"the host already has '{getattr(fact, 'name', '')}', which {whose}; it is left alone; to take it over "
+            f'without restarting it, annotate {ref} with {ANNOTATION_ADOPT}: "true"; or choose another '
+            "spec.nameOnHost"
+        )
+        return (Condition(status.CONFLICT, True, "ExistsOnHost", message),)
+    return None
+
+
+def _uuid(fact: Fact | None) -> str:
+    return str(getattr(fact, "uuid", ""))
+
+
+def _adopts(resource: Resource, fact: Fact | None) -> bool:
+    wish = resource.annotation(ANNOTATION_ADOPT)
+    return wish == "true" or (wish is not None and wish == f"uuid:{_uuid(fact)}")
+
+
+def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectPlan:
+    """Turn what the kind answered into a step, or say why there is none."""
+    ref, resource = base.ref, base.resource
+    assert resource is not None
+    base = replace(
+        base,
+        pending=draft.pending,
+        status=draft.status,
+        wake_at=draft.wake_at,
+        conditions=(*base.conditions, *draft.conditions, *_restart_required(draft)),
+    )
+    if not draft.operations:
+        seen = base.generation if draft.settled else base.observed_generation
+        ready = draft.settled and not any(
+            condition.type in (status.STALLED, status.BLOCKED) and condition.status for condition in base.conditions
+        )
+        return replace(base, observed_generation=seen, ready=ready, conditions=_with_ready(base, ready, draft.reason))
+    cause = _cause(base, standing, look)
+    policy = getattr(resource.spec, "drift_policy", "Correct")
+    if cause is Cause.DRIFT and policy != "Correct":
+        message = f"differs from its spec and is left so (driftPolicy {policy}): {_changes(draft)}"
+        drifted = replace(base, conditions=(*base.conditions, Condition(status.DEGRADED, True, "Drifted", message)))
+        return replace(drifted, conditions=_with_ready(drifted, policy == "Ignore", "Drifted"))
+    withheld = _withheld(base, look)
+    if withheld is not None:
+        return withheld
+    missing = [need for need in draft.needs if not look.usable(need)]
+    unknown = [need for need in missing if look.spec(need) is None]
+    if unknown:
+        return replace(
+            base, conditions=(*base.conditions, *_blocked(unknown[0], "neither a spec nor the host has it"))
+        )
+    step = Step(ref, draft.operations, cause, draft.reason or _changes(draft), draft.changes, tuple(missing))
+    condition = Condition(status.RECONCILING, True, cause.value.capitalize(), step.reason)
+    return replace(
+        base,
+        step=step,
+        conditions=_with_ready(replace(base, conditions=(*base.conditions, condition)), False, "Reconciling"),
+    )
+
+
+def _restart_required(draft: Draft) -> tuple[Condition, ...]:
+    if not draft.pending:
+        return ()
+    paths = ", ".join(pending.path for pending in draft.pending)
+    count = len(draft.pending)
+    message = f"{count} change{'s' * (count != 1)} wait{'s' * (count == 1)}: {paths}"
+    return (Condition(status.RESTART_REQUIRED, True, "PendingChanges", message),)
+
+
+def _with_ready(base: ObjectPlan, ready: bool, reason: str) -> tuple[Condition, ...]:
+    others = tuple(condition for condition in base.conditions if condition.type != status.READY)
+    return (Condition(status.READY, ready, "AsAsked" if ready else reason or "NotAsAsked"), *others)
+
+
+def _changes(draft: Draft) -> str:
+    if draft.changes:
+        paths = [f"spec.{change.path}" for change in draft.changes]
+        more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+        return f"{', '.join(paths[:4])}{more} differ{'s' * (len(paths) == 1)}"
+    return draft.operations[0].describe() if draft.operations else ""
+
+
+def _cause(base: ObjectPlan, standing: str, look: Look) -> Cause:
+    memory = look.memory(base.ref)
+    if standing == ABSENT:
+        return Cause.DRIFT if _was_there(base) else Cause.CREATE
+    if standing in (FOREIGN, COPIED):
+        return Cause.ADOPT
+    if memory.power or memory.restart or memory.approved_hash:
+        return Cause.REQUEST
+    return Cause.DRIFT if _was_there(base) else Cause.SPEC
+
+
+def _was_there(base: ObjectPlan) -> bool:
+    """True where this very spec was applied before: somebody else removed the object."""
+    return (
+        base.applied is not None and base.resource is not None and base.applied.spec_hash == base.resource.spec_hash
+    )
+
+
+def _withheld(base: ObjectPlan, look: Look) -> ObjectPlan | None:
+    """No step now: an operation is under way, or the last one failed and its time has not come."""
+    memory = look.memory(base.ref)
+    if memory.busy:
+        condition = Condition(status.RECONCILING, True, "OperationUnderWay", memory.busy)
+        return replace(
+            base,
+            conditions=_with_ready(replace(base, conditions=(*base.conditions, condition)), False, "Reconciling"),
+        )
+    if memory.error and look.now < memory.next_try:
+        final = memory.error_class in ("Refused", "Unsupported")
+        condition = Condition(
+            status.STALLED if final or memory.attempts >= 5 else status.RECONCILING,
+            True,
+            memory.error_class or "Retrying",
+            f"{memory.error} (attempt {memory.attempts})",
+        )
+        wake_at = memory.next_try if base.wake_at is None else min(base.wake_at, memory.next_try)
+        held = replace(base, conditions=(*base.conditions, condition), wake_at=wake_at)
+        return replace(held, conditions=_with_ready(held, False, condition.reason))
+    return None
+
+
+def _blocked(need: Ref, why: str) -> tuple[Condition, ...]:
+    return (
+        Condition(status.READY, False, "Blocked"),
+        Condition(status.BLOCKED, True, "WaitsForObject", f"waits for {need}: {why}; type: kvmd get {need}"),
+    )
+
+
+def _from_error(error: KvmdError) -> tuple[Condition, ...]:
+    if isinstance(error, Blocked):
+        return (
+            Condition(status.READY, False, "Blocked"),
+            Condition(status.BLOCKED, True, "Blocked", str(error)),
+        )
+    reason = type(error).__name__
+    if isinstance(error, Refused | Unsupported):
+        return (Condition(status.READY, False, reason), Condition(status.STALLED, True, reason, str(error)))
+    return (Condition(status.READY, False, reason), Condition(status.DEGRADED, True, reason, str(error)))
+
+
+def _broken(error: Exception) -> Condition:
+    text = f"planning failed: {type(error).__name__}: {error}; please report it; the object is left alone"
+    return Condition(status.STALLED, True, "InternalError", text)
+
+
+def _order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tuple[Step, ...]]:
+    """Order the steps after their needs; a step whose need has no step in this plan is Blocked."""
+    steps = {ref: item.step for ref, item in objects.items() if item.step is not None}
+    changed = True
+    while changed:
+        changed = False
+        for ref, step in list(steps.items()):
+            lost = next((need for need in step.after if need not in steps and step.cause is not Cause.PRUNE), None)
+            if lost is not None:
+                provider = objects.get(lost)
+                why = next((c.message or c.reason for c in provider.conditions if c.status), "") if provider else ""
+                kept = tuple(c for c in objects[ref].conditions if c.type not in (status.READY, status.RECONCILING))
+                objects[ref] = replace(
+                    objects[ref], step=None, conditions=(*_blocked(lost, why or "not there yet"), *kept)
+                )
+                del steps[ref]
+                changed = True
+    graph = {ref: tuple(need for need in step.after if need in steps) for ref, step in sorted(steps.items())}
+    try:
+        order = tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        members = error.args[1]
+        for ref in set(members):
+            text = f"waits for itself: {' -> '.join(str(member) for member in members)}"
+            objects[ref] = replace(
+                objects[ref],
+                step=None,
+                conditions=(Condition(status.BLOCKED, True, "DependencyCycle", text),),
+            )
+        return _order(objects)
+    return objects, tuple(steps[ref] for ref in order)
+
+
+def key_of(ref: Ref, resource: Resource | None, controllers: Mapping[str, Controller]) -> Key:
+    """Where the host has (or would have) an object."""
+    return controllers[ref.kind].host_key(ref, resource.spec if resource else None)
+
+
+def applied_of(fact: Any) -> Applied | None:
+    """What a fact's own mark says was last applied; None where the mark holds no whole spec."""
+    mark: Mark | None = getattr(fact, "mark", None)
+    return Applied.of(mark) if mark is not None and mark.written else None
+
+
+__all__ = ["Hold", "Planner", "applied_of", "key_of", "make_plan"]

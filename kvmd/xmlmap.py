@@ -1,0 +1,159 @@
+"""One declaration per field: it reads XML, writes XML onto what is there, and so compares.
+
+A state is a frozen dataclass whose fields carry ``xml``: where in an element the value stands. Writing overlays:
+what the declaration does not name (addresses, controllers, what libvirt or others put there) stays.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+StateT = TypeVar("StateT")
+Element = ElementTree.Element
+
+# https://libvirt.org/formatdomain.html#memory-allocation: scaled integers, KiB where no unit is written.
+_UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20}
+_UNITS |= {"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value stands in an element: how it is read and how it is written (None takes it away)."""
+
+    get: Callable[[Element], Any]
+    put: Callable[[Element, Any], None]
+
+
+def parse(text: str) -> Element:
+    """Parse XML that libvirt gave us."""
+    return ElementTree.fromstring(text)
+
+
+def serialise(root: Element) -> str:
+    """The text of an element, indented as libvirt indents."""
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def reach(root: Element, path: str) -> Element:
+    """Return the element at a path of plain tags, making what is missing."""
+    for tag in path.split("/"):
+        child = root.find(tag)
+        root = ElementTree.SubElement(root, tag) if child is None else child
+    return root
+
+
+def cut(root: Element, path: str) -> None:
+    """Remove the element at a path, if it is there."""
+    parent_path, _, tag = path.rpartition("/")
+    parent = root.find(parent_path) if parent_path else root
+    if parent is not None:
+        for child in parent.findall(tag):
+            parent.remove(child)
+
+
+def attribute(path: str, name: str, words: Mapping[str, Any] | None = None) -> Place:
+    """An attribute of the element at *path* ("" is the element itself); *words* maps XML words to values."""
+    outward = {value: word for word, value in (words or {}).items()}
+
+    def get(root: Element) -> Any:
+        element = root if not path else root.find(path)
+        text = None if element is None else element.get(name)
+        return words.get(text, text) if words is not None and text is not None else text
+
+    def put(root: Element, value: Any) -> None:
+        element = root if not path else root.find(path)
+        if value is None:
+            if element is not None:
+                element.attrib.pop(name, None)
+            return
+        if element is None:
+            element = reach(root, path)
+        element.set(name, str(outward.get(value, value)))
+
+    return Place(get, put)
+
+
+def text(path: str) -> Place:
+    """The text of the element at *path*."""
+
+    def get(root: Element) -> str | None:
+        return root.findtext(path)
+
+    def put(root: Element, value: Any) -> None:
+        if value is None:
+            cut(root, path)
+        else:
+            reach(root, path).text = str(value)
+
+    return Place(get, put)
+
+
+def number(place: Place) -> Place:
+    """The same place, read as an integer."""
+
+    def get(root: Element) -> int | None:
+        value = place.get(root)
+        return None if value is None else int(value)
+
+    return Place(get, place.put)
+
+
+def presence(path: str) -> Place:
+    """True where the element is there."""
+
+    def get(root: Element) -> bool:
+        return root.find(path) is not None
+
+    def put(root: Element, value: Any) -> None:
+        if value:
+            reach(root, path)
+        else:
+            cut(root, path)
+
+    return Place(get, put)
+
+
+def size(path: str) -> Place:
+    """A scaled integer in bytes, written as KiB."""
+
+    def get(root: Element) -> int | None:
+        element = root.find(path)
+        if element is None or not element.text:
+            return None
+        return int(element.text) * _UNITS.get(element.get("unit", "KiB"), 2**10)
+
+    def put(root: Element, value: Any) -> None:
+        if value is None:
+            cut(root, path)
+            return
+        element = reach(root, path)
+        element.attrib.clear()
+        element.set("unit", "KiB")
+        element.text = str(value // 2**10)
+
+    return Place(get, put)
+
+
+def read(cls: type[StateT], root: Element, **given: Any) -> StateT:
+    """Read every declared field of a state; fields without a place come from *given*."""
+    values = dict(given)
+    for item in fields(cls):  # type: ignore[arg-type]
+        place = item.metadata.get("xml")
+        if place is not None and item.name not in values:
+            values[item.name] = place.get(root)
+    return cls(**values)
+
+
+def write(state: Any, root: Element, only: Callable[[str], bool] = lambda path: True) -> None:
+    """Overlay the declared fields of a state whose spec path *only* accepts and which differ from *root*."""
+    for item in fields(state):
+        place, path = item.metadata.get("xml"), item.metadata.get("path")
+        if place is None or path is None or not only(path):
+            continue
+        value = getattr(state, item.name)
+        if place.get(root) != value:
+            place.put(root, value)
