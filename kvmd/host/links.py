@@ -1,0 +1,195 @@
+"""The kernel's links: look at all of them, and carry out operations on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, Final
+
+from kvmd.errors import KvmdError, Retry
+from kvmd.host import link_messages as encode
+from kvmd.host import taps
+from kvmd.host.link_batch import Batch
+from kvmd.host.link_checks import Snapshot, check_removable, check_without_ports
+from kvmd.host.link_compile import compile_batch
+from kvmd.host.link_errors import explain
+from kvmd.host.link_facts import (
+    ADDRESS_DUMP,
+    LINK_DUMP,
+    ROUTE_DUMP,
+    LinkMemo,
+    Memo,
+    parse_address,
+    parse_route,
+)
+from kvmd.host.rtnetlink import GETADDR, GETLINK, GETROUTE, Namespace, RouteSocket
+from kvmd.observed import Address, Key, Link, Route
+from kvmd.ops import LinkDelete, LinkOp, TapCreate, TapOwner
+
+# Deleting a bridge holds the kernel's network lock for 20 to 45 ms: at most 4 a second.
+BRIDGE_DELETE_PAUSE_SECONDS: Final = 0.25
+
+
+class LinkReader:
+    """Reads all links; what reads as before stays the very same object."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._socket = RouteSocket(namespace)
+        self._lock = Lock()
+        self._links = LinkMemo()
+        self._addresses = Memo(parse_address)
+        self._routes = Memo(parse_route)
+        self._known: dict[int, tuple[tuple[Any, ...], Link]] = {}
+
+    def close(self) -> None:
+        """Close the socket."""
+        with self._lock:
+            self._socket.close()
+
+    def read(self) -> Snapshot:
+        """List links, addresses and routes."""
+        with self._lock:
+            links = self._socket.dump(GETLINK, LINK_DUMP)
+            addresses = self._socket.dump(GETADDR, ADDRESS_DUMP)
+            routes = self._socket.dump(GETROUTE, ROUTE_DUMP)
+            by_index = self._assemble(
+                self._links.read(links.bodies),
+                _by_index(self._addresses.read(addresses.bodies)),
+                _by_index(self._routes.read(routes.bodies)),
+            )
+        return Snapshot(
+            {link.name: link for link in by_index.values()},
+            by_index,
+            addresses.bodies,
+            routes.bodies,
+            links.complete and addresses.complete and routes.complete,
+        )
+
+    def _assemble(
+        self,
+        parsed: list[dict[str, Any]],
+        addresses: dict[int, tuple[Address, ...]],
+        routes: dict[int, tuple[Route, ...]],
+    ) -> dict[int, Link]:
+        names = {parts["index"]: parts["name"] for parts in parsed}
+        known: dict[int, tuple[tuple[Any, ...], Link]] = {}
+        for parts in parsed:
+            index = parts["index"]
+            master = names.get(parts.get("master_index", 0), "")
+            its_addresses, its_routes = addresses.get(index, ()), routes.get(index, ())
+            key = (id(parts), master, its_addresses, its_routes)
+            before = self._known.get(index)
+            if before is None or before[0] != key:
+                link = Link(**parts, master=master, addresses=its_addresses, routes=its_routes)
+                # Bridges are parsed anew in each look, for the timers in their messages.
+                before = key, before[1] if before is not None and before[1] == link else link
+            known[index] = before
+        self._known = known
+        return {index: link for index, (_, link) in known.items()}
+
+
+def _by_index(pairs: list[tuple[int, Any]]) -> dict[int, tuple[Any, ...]]:
+    grouped: dict[int, list[Any]] = {}
+    for index, value in pairs:
+        grouped.setdefault(index, []).append(value)
+    return {index: tuple(values) for index, values in grouped.items()}
+
+
+class Links:
+    """The links of one network namespace: None is that of the process."""
+
+    def __init__(self, namespace: str | None = None) -> None:
+        self._namespace = Namespace(namespace)
+        self._reader = LinkReader(self._namespace)
+        self._writer = RouteSocket(self._namespace)
+        self._lock = Lock()  # from the look before a batch to the look after it
+        self._next_bridge_delete = 0.0
+
+    def close(self) -> None:
+        """Close sockets; a batch under way ends first."""
+        with self._lock:
+            self._reader.close()
+            self._writer.close()
+            self._namespace.close()
+
+    def observe(self) -> tuple[Mapping[Key, Link], bool]:
+        """All links, and whether the look is complete. Raises BackendUnavailable."""
+        snapshot = self._reader.read()
+        return {Key("link", link.name): link for link in snapshot.by_index.values()}, snapshot.complete
+
+    def execute(self, operations: Sequence[LinkOp]) -> list[KvmdError | None]:
+        """Carry out *operations* as one batch; one result each, None where facts prove it done."""
+        with self._lock:
+            try:
+                batch = Batch(operations, self._reader.read())
+            except KvmdError as error:
+                return [error for _ in operations]
+            try:
+                self._make_taps(batch)
+                self._send(batch)
+                batch.verify(self._reader.read())
+            except KvmdError as error:
+                batch.errors = [known or error for known in batch.errors]
+        for position, operation in enumerate(operations):
+            if batch.errors[position] is None and batch.is_bridge_delete(operation):
+                batch.errors[position] = self._delete_bridge(operation)
+        return batch.errors
+
+    def _make_taps(self, batch: Batch) -> None:
+        for position, operation in enumerate(batch.operations):
+            if batch.errors[position] is None and isinstance(operation, TapCreate | TapOwner):
+                batch.attempt(position, operation, partial(self._make_tap, batch))
+
+    def _make_tap(self, batch: Batch, position: int, operation: TapCreate | TapOwner) -> None:
+        if isinstance(operation, TapCreate):
+            index = batch.index_of(operation.name)
+            taps.create(self._namespace, operation, index, partial(self._mark, operation, index))
+        else:
+            batch.check_tap_owner(operation)
+            taps.set_holder(self._namespace, operation)
+        batch.expect_tap(position, operation)
+
+    def _mark(self, operation: TapCreate, index: int) -> None:
+        failure = self._writer.batch([encode.set_alias(index, operation.alias)])[0]
+        if failure is not None:
+            raise explain(operation, failure.errno, failure.text)
+
+    def _send(self, batch: Batch) -> None:
+        requests = [step.request for step in compile_batch(batch)]
+        if not requests:
+            return
+        failures = self._writer.batch(requests)
+        unmarked = batch.unmarked(failures)
+        if unmarked:
+            self._writer.batch([encode.delete_link(index) for index in unmarked])
+        batch.take(failures)
+
+    def _delete_bridge(self, operation: LinkDelete) -> KvmdError | None:
+        """Delete one bridge after another look, not sooner than 0.25 s after the one before."""
+        while True:
+            with self._lock:
+                wait = self._next_bridge_delete - time.monotonic()
+                if wait <= 0:
+                    try:
+                        return self._delete_bridge_now(operation)
+                    except KvmdError as error:
+                        return error
+                    finally:
+                        self._next_bridge_delete = time.monotonic() + BRIDGE_DELETE_PAUSE_SECONDS
+            time.sleep(wait)
+
+    def _delete_bridge_now(self, operation: LinkDelete) -> KvmdError | None:
+        now = self._reader.read()
+        check_removable(operation, now)
+        check_without_ports(operation, now)
+        failure = self._writer.batch([encode.delete_link(operation.index)])[0]
+        if failure is not None:
+            return explain(operation, failure.errno, failure.text)
+        if operation.index in self._reader.read().by_index:
+            return Retry(
+                f"the kernel acknowledged but did not {operation.describe()}",
+                hint=f"kvmd looks again; to look: ip -d link show {operation.name}",
+            )
+        return None
