@@ -469,6 +469,27 @@ def test_sigkill_leaves_nothing_unmarked() -> None:
     assert made > 0
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_sigkill_around_the_mark_of_a_tap_leaves_no_tap(marked: bool) -> None:
+    """The two moments that chance hits seldom: created and not marked, marked and not persistent."""
+
+    class Dying(Links):
+        def _mark(self, operation: TapCreate, index: int) -> None:
+            if marked:
+                super()._mark(operation, index)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with namespace() as net:
+        child = os.fork()
+        if child == 0:
+            try:
+                Dying(net.path).execute([TapCreate("tap0", TAP_MARK)])
+            finally:
+                os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert net.links().keys() == {"lo"}
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 
