@@ -1,0 +1,1 @@
+"""Metrics, logs, events and sd_notify: all from plain data that others hand over."""
