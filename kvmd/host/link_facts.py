@@ -28,6 +28,7 @@ _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER = 1, 3, 4, 
 _PROPERTIES, _ALTNAME = 52, 53
 _OF_LINK = frozenset({_MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER, _PROPERTIES})
 _COUNTERS = frozenset({7, 23})  # IFLA_STATS, IFLA_STATS64
+_OF_LINK_OR_COUNTERS = _OF_LINK | _COUNTERS
 _OF_INFO = frozenset({1, 2, 4, 5})  # kind and data, of itself and as a port
 _INDEX = struct.Struct("=i")
 
@@ -71,10 +72,12 @@ def _text(value: bytes) -> str:
 
 def parse_link(body: bytes) -> dict[str, Any] | None:
     """Read an RTM_NEWLINK into arguments of Link, without the name of its master."""
-    if len(body) < 16:
-        return None
+    return _parse_link(body, spans(body, 16, _OF_LINK)) if len(body) >= 16 else None
+
+
+def _parse_link(body: bytes, places: Mapping[int, tuple[int, int]]) -> dict[str, Any] | None:
     index, flags = struct.unpack_from("=iI", body, 4)
-    found = {kind: body[start:end] for kind, (start, end) in spans(body, 16, _OF_LINK).items()}
+    found = {kind: body[start:end] for kind, (start, end) in places.items()}
     name, alias = _text(found.get(_NAME, b"")), _text(found.get(_ALIAS, b""))
     if not name:
         return None
@@ -123,10 +126,11 @@ class LinkMemo:
             index = _INDEX.unpack_from(body, 4)[0]
             known = self._known.get(index)
             if known is None or known.rest != _without(body, known.cuts):
-                link = parse_link(body)
+                places = spans(body, 16, _OF_LINK_OR_COUNTERS)
+                link = _parse_link(body, places)
                 if link is None:
                     continue
-                cuts = tuple(sorted(spans(body, 16, _COUNTERS).values()))
+                cuts = tuple(sorted(places[kind] for kind in _COUNTERS if kind in places))
                 known = _Known(cuts, _without(body, cuts), link)
             now[index] = known
         self._known = now
