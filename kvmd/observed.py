@@ -150,7 +150,7 @@ class Ledger:
     ref: Ref
     once: str = ""  # "" | started | done
     last_stop: str = ""  # libvirt's reason of the last stop seen
-    restarting: bool = False
+    suspended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

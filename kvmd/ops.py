@@ -430,7 +430,7 @@ class RouteDelete(LinkOp):
 class LedgerWrite(Op):
     """Record a one-shot act, fsynced, before or after it happens."""
 
-    entry: str  # once | last_stop | restarting
+    entry: str  # once | last_stop | suspended | forget
     value: str = ""
     verb: ClassVar[str] = "record"
 

@@ -97,7 +97,7 @@ def number(place: Place) -> Place:
 
     def get(root: Element) -> int | None:
         value = place.get(root)
-        return None if value is None else int(value)
+        return int(value) if value else None
 
     return Place(get, place.put)
 

@@ -37,9 +37,9 @@ class Mark:
     generation: int = 1
     object_id: str = ""
     source: str = ""
-    written: Mapping[str, Any] = field(default=EMPTY, hash=False)
-    annotations: Mapping[str, str] = field(default=EMPTY, hash=False)
-    resolved: Mapping[str, str] = field(default=EMPTY, hash=False)
+    written: Mapping[str, Any] = field(default_factory=lambda: EMPTY, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
+    resolved: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
 
     @classmethod
     def of(cls, resource: Resource, owner: str, object_id: str = "", before: Mark | None = None) -> Mark:

@@ -77,9 +77,9 @@ class Applied:
     ref: Ref
     spec_hash: str = ""
     generation: int = 0
-    written: Mapping[str, Any] = field(default=EMPTY, hash=False)
-    annotations: Mapping[str, str] = field(default=EMPTY, hash=False)
-    resolved: Mapping[str, str] = field(default=EMPTY, hash=False)
+    written: Mapping[str, Any] = field(default_factory=lambda: EMPTY, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
+    resolved: Mapping[str, str] = field(default_factory=lambda: EMPTY, hash=False)
     known: bool = False
 
     @classmethod
@@ -268,7 +268,6 @@ class ObjectMemory:
     approved_hash: str = ""  # the spec hash whose disruption somebody approved
     restart: bool = False  # somebody asked for one restart
     power: str = ""  # start | stop: somebody asked for it (runStrategy Manual)
-    suspended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from kvmd.api.mark import Mark, derived_uuid
 from kvmd.api.resource import ANNOTATION_ADOPT, Ref, Resource
 from kvmd.api.status import Condition
 from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
-from kvmd.observed import Domain, Fact, Key, Link, Network, Observed
+from kvmd.observed import Domain, Fact, Key, Ledger, Link, Network, Observed
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, Reads, World
@@ -194,7 +194,8 @@ def _refusal(
     ref: Ref, resource: Resource, standing: str, fact: Fact | None, look: Look
 ) -> tuple[Condition, ...] | None:
     """The conditions of an object that may not be touched, or None."""
-    if resource.suspended or look.memory(ref).suspended:
+    ledger = look.fact(Key("ledger", str(ref)))
+    if resource.suspended or (isinstance(ledger, Ledger) and ledger.suspended):
         message = f"left alone until resumed; type: kvmd resume {ref}"
         return (Condition(status.READY, False, "Suspended", message),)
     for claim in look.controller(ref).claims(ref, resource.spec):

@@ -59,13 +59,10 @@ def _tree(changes: Iterable[Change], side: str) -> Any:
     for change in changes:
         value = plain(getattr(change, side))
         other = plain(getattr(change, "after" if side == "before" else "before"))
-        keys = [("key", key) if key else ("item", name) for key, name in _SEGMENT.findall(change.path)]
         if value is None and other is not None:
-            keys = [key for key in keys[:-1]]
-            _descend(root, keys)
             continue
-        if keys:
-            _descend(root, keys[:-1])[keys[-1]] = value
+        keys = [("key", key) if key else ("item", name) for key, name in _SEGMENT.findall(change.path)]
+        _descend(root, keys[:-1])[keys[-1]] = value
     return _unfold(root)
 
 

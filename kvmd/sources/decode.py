@@ -20,6 +20,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Specs = Mapping[str, type[SpecModel]]
 
 _FIELDS = ("apiVersion", "kind", "metadata", "spec")
+_METADATA = "metadata has a name, and may have labels and annotations, which are text"
 _IGNORED = "status"  # people paste what `kvmd get -o yaml` printed
 _SENSITIVE = re.compile(r"passw|passphrase|secret|token|credential|userdata|networkconfig|key$", re.IGNORECASE)
 _SHAPES = {
@@ -73,9 +74,9 @@ def decode(document: Document, specs: Specs) -> Resource | list[Problem]:
     model = specs.get(kind) if isinstance(kind, str) else None
     metadata = spec = None
     if "metadata" in document.value:
-        metadata = validate(Metadata, document, ("metadata",), problems)
+        metadata = validate(Metadata, document, ("metadata",), problems, _METADATA)
     if model is not None and "spec" in document.value:
-        spec = validate(model, document, ("spec",), problems, explain=str(kind))
+        spec = validate(model, document, ("spec",), problems, f"see kvmd explain {kind}.{{path}}")
     if problems or metadata is None or spec is None:
         return sorted(problems)
     return Resource(
@@ -112,9 +113,12 @@ def _envelope(document: Document, specs: Specs) -> Iterator[Problem]:
 
 
 def validate(
-    model: type[Model], document: Document, root: Path, problems: list[Problem], explain: str = ""
+    model: type[Model], document: Document, root: Path, problems: list[Problem], hint: str = ""
 ) -> Model | None:
-    """Validate the node at *root* and append its faults, each at its own place; None where it has any."""
+    """Validate the node at *root* and append its faults, each at its own place; None where it has any.
+
+    *hint* is what to do next, ``{path}`` in it the path of the field at fault.
+    """
     value: Any = document.value
     for part in root:
         value = value[part]
@@ -123,7 +127,7 @@ def validate(
     except ValidationError as error:
         details: list[Any] = error.errors(include_url=False)
     faults = [_locate(model, document, root, detail) for detail in details]
-    problems.extend(_problem(fault, document, explain) for fault in _precise(faults))
+    problems.extend(_problem(fault, document, hint) for fault in _precise(faults))
     return None
 
 
@@ -245,10 +249,10 @@ def _unknown(document: Document, path: Path, known: Iterable[str], hint: str) ->
     return Problem(document.keys[path], "unknown-field", f"{parent} has no field '{name}'{near}", hint)
 
 
-def _problem(fault: _Fault, document: Document, explain: str) -> Problem:
+def _problem(fault: _Fault, document: Document, hint: str) -> Problem:
     """Say one fault in a sentence, with the place and the next thing to do."""
     path, name = fault.path, document.name(fault.path)
-    hint = f"see kvmd explain {explain}.{fault.schema}" if explain else ""
+    hint = hint.replace("{path}", fault.schema)
     if fault.type == "extra_forbidden":
         return _unknown(document, path, fault.known, hint or f"the fields are {', '.join(fault.known)}")
     if fault.type == "missing":

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -123,6 +123,11 @@ class Store:
         if self._objects is not None and (changed or entry.ref not in self._objects):
             self._objects[entry.ref] = entry
         return changed
+
+    def save_all(self, resources: Iterable[tuple[Resource, int]]) -> None:
+        """Keep several resources. Raises Retry."""
+        for resource, generation in resources:
+            self.save(resource, generation)
 
     def remove(self, ref: Ref) -> None:
         """Forget an object. Raises Retry."""

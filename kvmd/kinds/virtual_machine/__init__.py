@@ -186,7 +186,12 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
         change
         for change in found
         if f"[{FOREIGN}" not in change.path
-        and (change.always or change.after is None or is_owned(change.path, owned) or _is_medium(change.path, owned))
+        and (
+            change.always
+            or (change.after is None and change.path.endswith("]"))
+            or is_owned(change.path, owned)
+            or _is_medium(change.path, owned)
+        )
     )
 
 

@@ -1,0 +1,59 @@
+"""One writer a host: a lock that the kernel takes away with the process that holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from kvmd.errors import Refused
+from kvmd.settings import Settings
+
+
+class Lock:
+    """``<run>/kvmd.lock``, held until closed or until the process ends, however it ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the lock; raises Refused where another kvmd holds it."""
+        try:
+            os.makedirs(settings.paths.run, mode=0o755, exist_ok=True)
+            self._descriptor = os.open(_path(settings), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise Refused(
+                f"{_path(settings)} cannot be opened: {error.strerror}",
+                hint="run kvmd as root (sudo), or set paths.run",
+            ) from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            raise Refused(
+                f"another kvmd (process {holder or 'unknown'}) writes to this host already: it holds {_path(settings)}",
+                hint="ask it: kvmd get vm; or stop it: systemctl stop kvmd",
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._descriptor)
+
+
+def daemon_holds_lock(settings: Settings) -> bool:
+    """True while another process writes to this host."""
+    try:
+        descriptor = os.open(_path(settings), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _path(settings: Settings) -> str:
+    return os.path.join(settings.paths.run, "kvmd.lock")

@@ -1,0 +1,176 @@
+"""``kvmd run``: the loop, its signals, and what it tells systemd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from kvmd.daemon.agent import DaemonAgent
+from kvmd.daemon.assembly import Assembly, assemble
+from kvmd.daemon.lock import Lock
+from kvmd.daemon.once import converge, print_rest
+from kvmd.engine.memory import is_drift
+from kvmd.engine.reconciler import Report
+from kvmd.host import LIBVIRT
+from kvmd.ops import DomainDestroy
+from kvmd.server import Server
+from kvmd.settings import Settings
+from kvmd.sources.watch import Watch
+from kvmd.telemetry import log
+from kvmd.telemetry.notify import Notify
+
+COALESCE_SECONDS = 0.005  # events come in bursts: one cycle for all of one
+BUSY_LOOK_SECONDS = 0.5  # while operations run, look for slow ones this often
+DRAIN_SECONDS = 30.0
+
+
+def run_daemon(settings: Settings, *, once: bool) -> int:
+    """Run until SIGTERM, or with *once* until the host agrees; returns the exit code."""
+    log.configure(settings.log)
+    logger = log.get("daemon")
+    lock = Lock(settings)
+
+    def note(message: str, **fields: Any) -> None:
+        (logger.warning if fields.pop("warning", False) else logger.info)(message, **fields)
+
+    assembly = assemble(settings, log=note)
+    try:
+        if once:
+            report = converge(assembly)
+            return print_rest(report)
+        Daemon(assembly, logger).run()
+        return 0
+    finally:
+        assembly.executor.stop(DRAIN_SECONDS)
+        assembly.close()
+        lock.close()
+
+
+class Daemon:
+    """The loop: wake, cycle, tell."""
+
+    def __init__(self, assembly: Assembly, logger: Any) -> None:
+        self._assembly, self._log = assembly, logger
+        self._agent = DaemonAgent(assembly)
+        self._server = Server(self._agent, assembly.settings)
+        self._notify = Notify()
+        self._stopping = threading.Event()
+        self._reload = threading.Event()
+        self._problems: tuple[object, ...] = ()
+        self._missing: frozenset[str] = frozenset()
+
+    def run(self) -> None:
+        """Serve, watch and turn until told to stop. Guests are left running."""
+        self._catch_signals()
+        settings = self._assembly.settings
+        watch = Watch(settings.source.path, self._assembly.wake.set)
+        watch.start()
+        self._server.start()
+        self._log.info(
+            "started", specs=settings.source.path, libvirt=settings.libvirt.uri, listen=settings.http.listen
+        )
+        ready = False
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+                if not ready:
+                    ready = True
+                    self._notify.ready("looking after the specs in " + settings.source.path)
+        finally:
+            self._notify.stopping("letting running operations end; guests go on")
+            self._log.info("stopping; guests go on")
+            self._server.stop()
+            watch.stop()
+
+    def _turn(self) -> None:
+        self._assembly.wake.clear()
+        if self._reload.is_set():
+            self._reload.clear()
+            self._notify.reloading()
+            self._assembly.host.forget_everything()
+            self._notify.ready("reloaded")
+        self._agent.serve_requests()
+        report = self._assembly.reconciler.cycle()
+        self._agent.publish(report)
+        self._tell(report)
+        self._notify.watchdog()
+        self._sleep(report)
+
+    def _sleep(self, report: Report) -> None:
+        """Until the next event, the earliest time at which something changes by itself, or the rescan."""
+        settings = self._assembly.settings
+        limit = settings.source.rescan
+        if self._notify.active:
+            limit = min(limit, 15.0)
+        if report.wake_at is not None:
+            limit = min(limit, max(0.0, report.wake_at - time.monotonic()))
+        while limit > 0 and not self._assembly.wake.is_set() and not self._stopping.is_set():
+            idle = self._assembly.executor.idle
+            step = limit if idle else min(limit, BUSY_LOOK_SECONDS)
+            begun = time.monotonic()
+            self._assembly.wake.wait(step)
+            limit -= time.monotonic() - begun
+            for ref, operation, age in self._assembly.executor.slow():
+                self._log.warning(f"{operation} takes {age:.0f} s", object=str(ref))
+            self._notify.watchdog()
+        # Not busier than the cycle is long, so that a burst of a thousand events is a few dozen cycles.
+        time.sleep(max(COALESCE_SECONDS, min(0.2, report.seconds)))
+
+    def _tell(self, report: Report) -> None:
+        metrics = self._assembly.metrics
+        metrics.observe_cycle(report.seconds)
+        metrics.observe_plan(report.plan)
+        metrics.libvirt_up(LIBVIRT not in report.observed.missing)
+        snapshot = report.snapshot
+        metrics.source(len(snapshot.invalid_files), snapshot.revision, time.time() if snapshot.complete else None)
+        for seconds in report.propagated:
+            metrics.propagated(seconds)
+        for outcome in report.outcomes:
+            kind = outcome.step.ref.kind
+            metrics.reconciled(kind, "ok" if outcome.error is None else type(outcome.error).__name__)
+            for operation in outcome.done:
+                metrics.operation(type(operation).__name__, "ok")
+                if isinstance(operation, DomainDestroy):
+                    metrics.forced_stop()
+            if outcome.error is not None and len(outcome.done) < len(outcome.step.operations):
+                metrics.operation(type(outcome.step.operations[len(outcome.done)]).__name__, "error")
+            if is_drift(outcome):
+                metrics.drift_corrected(kind)
+        self._tell_problems(report)
+
+    def _tell_problems(self, report: Report) -> None:
+        if report.snapshot.problems != self._problems:
+            self._problems = report.snapshot.problems
+            for problem in report.snapshot.problems:
+                self._assembly.events.add("Source", problem.rule, str(problem), warning=True)
+                self._log.warning(str(problem), rule=problem.rule)
+        if report.observed.missing != self._missing:
+            self._missing = report.observed.missing
+            if self._missing:
+                self._log.warning("cannot be read: " + ", ".join(sorted(self._missing)), hint="kvmd check")
+            else:
+                self._log.info("the host is read completely again")
+
+    def _catch_signals(self) -> None:
+        def stop(_number: int, _frame: Any) -> None:
+            self._stopping.set()
+            self._assembly.wake.set()
+
+        def reload(_number: int, _frame: Any) -> None:
+            self._reload.set()
+            self._assembly.wake.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGHUP, reload)
+
+
+def leave(code: int) -> None:
+    """End the process at once: a thread that hangs in libvirt must not keep it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

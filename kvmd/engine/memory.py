@@ -1,0 +1,160 @@
+"""What the engine remembers between cycles. Losing it only makes kvmd slower to destroy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from kvmd import ops
+from kvmd.api.resource import Ref, Resource
+from kvmd.engine.backoff import delay_seconds
+from kvmd.engine.executor import Outcome
+from kvmd.observed import Domain, Observed
+from kvmd.plan.model import Cause, Memory, ObjectMemory, Step
+from kvmd.plan.safety import HOUR_SECONDS
+from kvmd.settings import Backoff
+
+# The same operations again within this time of their success did not have their effect.
+FRUITLESS_SECONDS = 600.0
+_REPEATABLE = (ops.DomainShutdown, ops.LedgerWrite)
+
+
+class Remembering:
+    """The one writer of ``Memory``."""
+
+    def __init__(self, settings: Backoff) -> None:
+        self._settings = settings
+        self._steady = settings.model_copy(update={"jitter": 0.0})
+        self._objects: dict[Ref, ObjectMemory] = {}
+        self._specs: dict[Ref, Resource] = {}
+        self._successes: dict[Ref, tuple[tuple[ops.Op, ...], float, int]] = {}
+        self._pruned: tuple[tuple[float, Ref], ...] = ()
+        self.prune_approved = ""
+        self.confirmed = False
+        self.complete_since: float | None = None
+
+    def value(self, now: float) -> Memory:
+        """The frozen value that planning reads."""
+        self._pruned = tuple(item for item in self._pruned if now - item[0] < HOUR_SECONDS)
+        return Memory(
+            MappingProxyType(self._objects), self.prune_approved, self.confirmed, self._pruned, self.complete_since
+        )
+
+    def of(self, ref: Ref) -> ObjectMemory:
+        """What is remembered of one object."""
+        return self._objects.get(ref, ObjectMemory())
+
+    def change(self, ref: Ref, **fields: Any) -> None:
+        """Remember something of one object; what is nothing new keeps its identity."""
+        before = self.of(ref)
+        after = replace(before, **fields)
+        if after == ObjectMemory():
+            self._objects.pop(ref, None)
+        elif after != before:
+            self._objects[ref] = after
+
+    def retry_now(self, ref: Ref) -> None:
+        """Somebody asked to look again: whatever failed before may be tried at once."""
+        self._successes.pop(ref, None)
+        if ref in self._objects:
+            self.change(ref, attempts=0, next_try=0.0, error="", error_class="")
+
+    def forget(self, ref: Ref) -> None:
+        """The object is gone."""
+        self._objects.pop(ref, None)
+        self._successes.pop(ref, None)
+        self._specs.pop(ref, None)
+
+    def note_pruned(self, ref: Ref, now: float) -> None:
+        """It was removed by us: the brake counts it for an hour."""
+        self._pruned = (*self._pruned, (now, ref))
+        self.prune_approved = self.prune_approved if self._objects else ""
+
+    def take_specs(self, resources: Iterable[tuple[Ref, Resource]]) -> list[Ref]:
+        """A new spec may be tried at once whatever failed before; returns the objects whose spec is new."""
+        changed: list[Ref] = []
+        for ref, resource in resources:
+            if self._specs.get(ref) is not resource:
+                changed.append(ref)
+                self._specs[ref] = resource
+                self._successes.pop(ref, None)
+                if ref in self._objects:
+                    self.change(ref, attempts=0, next_try=0.0, error="", error_class="", missing_since=None)
+        return changed
+
+    def take_facts(self, departing: Iterable[Ref], complete: bool, observed: Observed, now: float) -> None:
+        """Start and end graces; end shutdowns that came to their end."""
+        if complete and self.complete_since is None:
+            self.complete_since = now
+        leaving = set(departing)
+        if complete:
+            for ref in leaving:
+                if self.of(ref).missing_since is None:
+                    self.change(ref, missing_since=now)
+        for ref, item in list(self._objects.items()):
+            if item.missing_since is not None and ref not in leaving:
+                self.change(ref, missing_since=None)
+            if item.asked_at is not None and not _active(ref, observed):
+                self.change(ref, asked_at=None, asked_last=None, power="" if item.power == "stop" else item.power)
+
+    def start(self, step: Step) -> None:
+        """The step is given to a worker."""
+        self.change(step.ref, busy=step.operations[0].describe() if step.operations else "")
+
+    def fruitless_until(self, step: Step, now: float) -> float | None:
+        """When a step may be repeated that succeeded just before without having its effect; None: now."""
+        success = self._successes.get(step.ref)
+        if success is None or success[0] != step.operations or now - success[1] > FRUITLESS_SECONDS:
+            return None
+        if any(isinstance(operation, _REPEATABLE) for operation in step.operations):
+            return None
+        until = success[1] + delay_seconds(success[2], self._steady)
+        return until if until > now else None
+
+    def end(self, outcome: Outcome, now: float) -> None:
+        """The step has ended: back off after a failure, take note of requests that are carried out."""
+        ref, step = outcome.step.ref, outcome.step
+        if outcome.error is not None:
+            attempts = self.of(ref).attempts + 1
+            self.change(
+                ref,
+                busy="",
+                attempts=attempts,
+                next_try=now + delay_seconds(attempts, self._settings),
+                error=str(outcome.error),
+                error_class=type(outcome.error).__name__,
+            )
+        else:
+            before = self._successes.get(ref)
+            count = before[2] + 1 if before is not None and before[0] == step.operations else 1
+            self._successes[ref] = (step.operations, now, count)
+            self.change(ref, busy="", attempts=0, next_try=0.0, error="", error_class="")
+        for operation in outcome.done:
+            self._note(ref, operation, now)
+
+    def _note(self, ref: Ref, operation: ops.Op, now: float) -> None:
+        match operation:
+            case ops.DomainShutdown():
+                asked = self.of(ref).asked_at
+                self.change(ref, asked_at=now if asked is None else asked, asked_last=now)
+            case ops.DomainStart() | ops.NetworkRestart():
+                power = self.of(ref).power
+                self.change(ref, restart=False, approved_hash="", power="" if power == "start" else power)
+            case ops.DomainDestroy():
+                power = self.of(ref).power
+                self.change(ref, power="" if power == "stop" else power)
+
+
+def _active(ref: Ref, observed: Observed) -> bool:
+    for key in observed.marks.get(ref, ()):
+        fact = observed.facts.get(key)
+        if isinstance(fact, Domain) and fact.active:
+            return True
+    return False
+
+
+def is_drift(outcome: Outcome) -> bool:
+    """True where the step put right what somebody else had changed."""
+    return outcome.error is None and outcome.step.cause is Cause.DRIFT

@@ -1,0 +1,253 @@
+"""The only door to the machine: ``Host.observe()`` gives frozen facts, a ``Hand`` carries out operations."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from kvmd import ops
+from kvmd.api.mark import Mark
+from kvmd.api.resource import Ref
+from kvmd.errors import KvmdError
+from kvmd.host.files import Files
+from kvmd.host.ledger import LedgerFile
+from kvmd.host.libvirt_acts import LibvirtActs
+from kvmd.host.libvirt_connection import Recorder
+from kvmd.host.libvirt_facts import Capabilities, LibvirtFacts
+from kvmd.host.link_monitor import LinkMonitor
+from kvmd.host.links import Links
+from kvmd.host.preflight import usable_kvm
+from kvmd.observed import HOST, Domain, Fact, Key, Link, Network, Observed, Ports
+from kvmd.observed import Host as HostFact
+from kvmd.settings import Settings
+
+LIBVIRT = "libvirt"
+LINKS = "links"
+
+
+class Host:
+    """One machine: libvirt, the kernel's links, files and the ledger.
+
+    *wake* is called from other threads whenever something may have changed.
+    """
+
+    def __init__(
+        self, settings: Settings, recorder: Recorder, wake: Callable[[], None], namespace: str | None = None
+    ) -> None:
+        self._settings, self._recorder, self._wake = settings, recorder, wake
+        self._lock = threading.Lock()
+        self.links = Links(namespace)
+        self._links_stale = threading.Event()
+        self._links_stale.set()
+        self._links_read_at = 0.0
+        self._link_facts: Mapping[Key, Link] = {}
+        self._links_complete = False
+        self._monitor = LinkMonitor(self._on_links, namespace)
+        self._monitor.start()
+        self.libvirt = LibvirtFacts(settings.libvirt, settings.owner, recorder, wake)
+        self.files = Files()
+        self.ledger = LedgerFile(settings.paths.state)
+        self._kvm = usable_kvm()
+        self._accounts = _accounts()
+        self._host: tuple[Capabilities, HostFact] | None = None
+        self._ports: dict[Key, Ports] = {}
+        self._parts: tuple[object, ...] = ()
+        self._observed = Observed(owner=settings.owner)
+
+    def observe(self, paths: Iterable[str] = ()) -> Observed:
+        """Look at the host, reading only what is stale; the same object as before where nothing changed."""
+        missing: set[str] = set()
+        domains, taps, error = self.libvirt.look(self._settings.libvirt.slow)
+        if error is not None:
+            missing.add(LIBVIRT)
+        if not self._look_at_links():
+            missing.add(LINKS)
+        files = self.files.look(paths)
+        host = self._host_fact()
+        parts = (domains, taps, self._link_facts, files, self.ledger.facts, host)
+        same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
+        if same and frozenset(missing) == self._observed.missing:
+            return self._observed
+        if same:
+            facts, marks = self._observed.facts, self._observed.marks
+        else:
+            ports = self._look_at_ports(taps)
+            merged = {**domains, **self._link_facts, **ports, **files, **self.ledger.facts, HOST: host}
+            facts, marks = MappingProxyType(merged), MappingProxyType(_marks(merged, self._settings.owner))
+        self._parts = parts
+        self._observed = Observed(facts, marks, frozenset(missing), self._settings.owner)
+        return self._observed
+
+    def hand(self) -> Hand:
+        """A new worker's hand."""
+        return Hand(self, LibvirtActs(self._settings.libvirt, self._recorder))
+
+    def mark_stale(self, operation: ops.Op) -> None:
+        """What that operation touched must be read again."""
+        if isinstance(operation, ops.LinkOp):
+            self._links_stale.set()
+            return
+        kind = "network" if type(operation).__name__.startswith("Network") else "domain"
+        uuid = getattr(operation, "uuid", "")
+        if uuid:
+            self.libvirt.mark_stale(kind, uuid)
+            if kind == "network" or isinstance(operation, ops.DomainStart | ops.DomainAttach | ops.DomainDetach):
+                self._links_stale.set()
+
+    def forget_everything(self) -> None:
+        """Read all of it again at the next look."""
+        self.libvirt.mark_stale("", "")
+        self._links_stale.set()
+        self._accounts = _accounts()
+        self._host = None
+
+    def close(self) -> None:
+        """Stop watching the kernel; threads that hang in libvirt are daemons and end with the process."""
+        self._monitor.stop()
+        self.links.close()
+
+    def _on_links(self, _names: frozenset[str] | None) -> None:
+        self._links_stale.set()
+        self._wake()
+
+    def _look_at_links(self) -> bool:
+        """True where the kernel's links were read to the end."""
+        old = time.monotonic() - self._links_read_at > self._settings.libvirt.relist
+        if not self._links_stale.is_set() and not old and self._links_complete:
+            return True
+        self._links_stale.clear()
+        self._links_read_at = time.monotonic()
+        try:
+            links, complete = self.links.observe()
+        except (KvmdError, OSError):
+            self._links_stale.set()
+            return False
+        before = self._link_facts
+        if links.keys() != before.keys() or any(links[key] is not before[key] for key in links):
+            self._link_facts = links
+        self._links_complete = complete
+        return complete
+
+    def _look_at_ports(self, taps: Mapping[str, tuple[tuple[str, str], ...]]) -> Mapping[Key, Ports]:
+        members: dict[str, list[str]] = {}
+        for link in self._link_facts.values():
+            if link.master:
+                members.setdefault(link.master, []).append(link.name)
+        found: dict[Key, Ports] = {}
+        for bridge in taps.keys() | members.keys():
+            key = Key("ports", bridge)
+            ports = Ports(bridge, taps.get(bridge, ()), tuple(sorted(members.get(bridge, ()))))
+            known = self._ports.get(key)
+            found[key] = known if known == ports and known is not None else ports
+        self._ports = found
+        return found
+
+    def _host_fact(self) -> HostFact:
+        capabilities = self.libvirt.capabilities
+        if self._host is None or self._host[0] is not capabilities:
+            self._host = capabilities, self._new_host_fact(capabilities)
+        return self._host[1]
+
+    def _new_host_fact(self, capabilities: Capabilities) -> HostFact:
+        usable, reason = self._kvm
+        users, groups = self._accounts
+        return HostFact(
+            machine_id=_first_line("/etc/machine-id") or _first_line("/var/lib/dbus/machine-id"),
+            boot_id=_first_line("/proc/sys/kernel/random/boot_id"),
+            architecture=capabilities.architecture or os.uname().machine,
+            cpus=os.cpu_count() or 1,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            kvm_usable=usable,
+            kvm_reason=reason,
+            libvirt_version=capabilities.libvirt_version,
+            qemu_version=capabilities.qemu_version,
+            machines=capabilities.machines,
+            users=users,
+            groups=groups,
+        )
+
+
+class Hand:
+    """Carries out operations, one at a time, with a connection of its own."""
+
+    def __init__(self, host: Host, acts: LibvirtActs) -> None:
+        self._host, self._acts = host, acts
+
+    def execute(self, operation: ops.Op) -> None:
+        """Carry out one operation and mark what it touched as stale; raises a KvmdError."""
+        try:
+            match operation:
+                case ops.LinkOp():
+                    error = self._host.links.execute([operation])[0]
+                    if error is not None:
+                        raise error
+                case ops.LedgerWrite():
+                    self._host.ledger.write(operation)
+                case ops.NetworkStart() | ops.NetworkRestart():
+                    self._acts.execute(operation)
+                    self._replug(operation)
+                case ops.Op():
+                    self._acts.execute(operation)
+        finally:
+            self._host.mark_stale(operation)
+
+    def execute_links(self, operations: Sequence[ops.LinkOp]) -> list[KvmdError | None]:
+        """Carry out link operations as one batch; one answer for each."""
+        try:
+            return self._host.links.execute(operations)
+        finally:
+            self._host.mark_stale(operations[0])
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._acts.close()
+
+    def _replug(self, operation: ops.NetworkStart | ops.NetworkRestart) -> None:
+        """libvirt leaves the TAPs of running guests off a network's new bridge: put them back in one batch."""
+        if not operation.taps:
+            return
+        present, _ = self._host.links.observe()
+        bridge = operation.bridge
+        plugs = [
+            ops.LinkSet(tap, link.index, master=bridge, up=True)
+            for tap in operation.taps
+            if (link := present.get(Key("link", tap))) is not None and link.master != bridge
+        ]
+        errors = [error for error in self._host.links.execute(plugs) if error is not None] if plugs else []
+        if errors:
+            raise errors[0]
+
+
+def _marks(facts: Mapping[Key, Fact], owner: str) -> dict[Ref, tuple[Key, ...]]:
+    """Where each object is that carries a mark of this owner which names the object that it is on."""
+    found: dict[Ref, tuple[Key, ...]] = {}
+    for key, fact in facts.items():
+        if not isinstance(fact, Domain | Network | Link):
+            continue
+        mark: Mark | None = fact.mark
+        if mark is None or mark.owner != owner or mark.object_id != getattr(fact, "uuid", ""):
+            continue
+        found[mark.ref] = (*found.get(mark.ref, ()), key)
+    return found
+
+
+def _accounts() -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]:
+    users = tuple((entry.pw_name, entry.pw_uid) for entry in pwd.getpwall())
+    groups = tuple((entry.gr_name, entry.gr_gid) for entry in grp.getgrall())
+    return users, groups
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+__all__ = ["LIBVIRT", "LINKS", "Hand", "Host"]

@@ -1,0 +1,195 @@
+"""Acts on libvirt: one ``match`` over the operations. Success of a call is not success: the next look decides."""
+
+from __future__ import annotations
+
+import contextlib
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import libvirt
+
+from kvmd import ops
+from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
+from kvmd.errors import Refused, Retry, Stale
+from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
+from kvmd.settings import Libvirt
+
+CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+_NOT_VALID = libvirt.VIR_ERR_OPERATION_INVALID
+
+_SECTIONS = {
+    "dhcp-host": libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
+    "dhcp-range": libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
+}
+_COMMANDS = {
+    "add": libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+    "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
+    "modify": libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY,
+}
+_SHUTDOWN = {
+    "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
+    "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
+}
+
+
+class LibvirtActs:
+    """One worker's hand on libvirt, with a connection of its own, opened when first needed."""
+
+    def __init__(self, settings: Libvirt, recorder: Recorder) -> None:
+        self._settings = settings
+        self._recorder = recorder
+        self._connection: Any = None
+
+    def execute(self, operation: ops.Op) -> None:
+        """Carry out one operation; raises a KvmdError that says what to do next."""
+        if self._connection is None or not self._connection.isAlive():
+            self._connection = None
+            self._connection = connect(self._settings)
+        call = type(operation).__name__
+        try:
+            with counted(self._recorder, call, "write"):
+                self._match(operation)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in ABSENT and isinstance(operation, ops.DomainUndefine | ops.NetworkUndefine):
+                return
+            if is_lost(error):
+                self._connection = None
+            raise translate(error, operation.describe()) from None
+
+    def close(self) -> None:
+        """Drop the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+
+    def _match(self, operation: ops.Op) -> None:
+        match operation:
+            case ops.DomainDefine():
+                self._define(operation)
+            case ops.NetworkDefine(xml=xml):
+                self._connection.networkDefineXML(xml)
+            case ops.NetworkStart(uuid=uuid):
+                _unless_done(self._network(uuid).create)
+            case ops.NetworkRestart(uuid=uuid):
+                network = self._network(uuid)
+                _unless_done(network.destroy)
+                _unless_done(network.create)
+            case ops.NetworkStop(uuid=uuid):
+                _unless_done(self._network(uuid).destroy)
+            case ops.NetworkUndefine(uuid=uuid):
+                self._network(uuid).undefine()
+            case ops.NetworkSetAutostart(uuid=uuid, enabled=enabled):
+                self._network(uuid).setAutostart(int(enabled))
+            case ops.NetworkUpdate():
+                self._update_network(operation)
+            case _:
+                self._match_domain(operation)
+
+    def _match_domain(self, operation: ops.Op) -> None:
+        domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
+        match operation:
+            case ops.DomainStart():
+                _unless_done(domain.create)
+            case ops.DomainResume():
+                domain.resume()
+            case ops.DomainShutdown(methods=methods):
+                _shut_down(domain, methods)
+            case ops.DomainDestroy():
+                _unless_done(domain.destroy)
+            case ops.DomainUndefine():
+                _undefine(domain)
+            case ops.DomainSetVcpus(count=count):
+                domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(size=size):
+                domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainAttach(alias=alias):
+                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
+            case ops.DomainDetach(alias=alias, xml=xml):
+                _detach(domain, alias, xml)
+            case ops.DomainUpdateDevice(xml=xml):
+                domain.updateDeviceFlags(xml, LIVE)
+            case ops.DomainSetMark(mark=mark, live=live):
+                text = None if mark is None else ElementTree.tostring(mark.as_element(), encoding="unicode")
+                flags = CONFIG | (LIVE if live else 0)
+                domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, XML_PREFIX, XML_NAMESPACE, flags)
+            case ops.DomainSetAutostart(enabled=enabled):
+                domain.setAutostart(int(enabled))
+            case _:
+                raise Refused(f"no way to {operation.describe()} is known", hint="please report this as a bug")
+
+    def _network(self, uuid: str) -> Any:
+        return self._connection.networkLookupByUUIDString(uuid)
+
+    def _define(self, operation: ops.DomainDefine) -> None:
+        """Define; a name that meanwhile belongs to somebody else is refused by libvirt, since the UUID is sent."""
+        self._connection.defineXML(operation.xml)
+
+    def _update_network(self, operation: ops.NetworkUpdate) -> None:
+        flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
+        section, command = _SECTIONS[operation.section], _COMMANDS[operation.command]
+        self._network(operation.uuid).update(command, section, operation.parent_index, operation.xml, flags)
+
+
+def _unless_done(act: Any) -> None:
+    """Call; "it is so already" is success (a destroy was seen to fail with 55 having done its job)."""
+    try:
+        act()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != _NOT_VALID or not _says_already(str(error)):
+            raise
+
+
+def _says_already(text: str) -> bool:
+    return any(part in text for part in ("already running", "already active", "is not running", "is not active"))
+
+
+def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
+    """Ask by the first method that can be used; the agent can only where it answers."""
+    failure: libvirt.libvirtError | None = None
+    for method in methods:
+        try:
+            domain.shutdownFlags(_SHUTDOWN[method])
+            return
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == _NOT_VALID and "is not running" in str(error):
+                return
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _undefine(domain: Any) -> None:
+    """Remove the definition; NVRAM and TPM state stay, as disks do."""
+    if domain.isActive():
+        raise Stale(f"domain {domain.name()} is running again; it is not undefined")
+    flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
+    flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+
+
+def _defined_device(domain: Any, alias: str) -> str:
+    """The element that the definition holds under an alias: attached as it is, it gets the same address."""
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    root = ElementTree.fromstring(domain.XMLDesc(flags))
+    for device in root.findall("devices/*"):
+        found = device.find("alias")
+        if found is not None and found.get("name") == alias:
+            return ElementTree.tostring(device, encoding="unicode")
+    raise Stale(f"the definition of {domain.name()} no longer has a device {alias}")
+
+
+def _detach(domain: Any, alias: str, xml: str) -> None:
+    """Ask the guest to let go; by alias libvirt does not wait for its answer."""
+    try:
+        if xml:
+            domain.detachDeviceFlags(xml, LIVE)
+        else:
+            domain.detachDeviceAlias(alias, LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
+            return
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
+            raise Retry(f"the guest {domain.name()} has not let go of {alias} yet") from None
+        raise
