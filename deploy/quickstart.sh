@@ -51,7 +51,7 @@ trap 'on_error "$LINENO" "$BASH_COMMAND"' ERR
 step() { # step TEXT: the heading of what comes; done_in ends its line
     step=$((step + 1))
     began=$SECONDS
-    printf '%2d. %s ' "$step" "$1"
+    printf '%2d. %s: ' "$step" "$1"
     printf '== %s\n' "$1" >> "$log"
 }
 
