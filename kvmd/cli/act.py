@@ -67,14 +67,8 @@ def approve_command(context: Context, words: tuple[str, ...], digest: str | None
         return 0
     message("These objects have no spec any more and would be removed:")
     for item in held:
-        message(f"  - {_held(item)}")
+        message(f"  - {item}")
     if not confirm("Remove them?", yes=yes or digest is not None):
         message("Nothing was approved.")
         return 1
     return _report(client.act("approve", "prune", {"digest": digest or source.get("pruneDigest", "")}))
-
-
-def _held(item: Any) -> str:
-    if not isinstance(item, dict):
-        return str(item)
-    return f"{item.get('object', '')}  {item.get('message') or item.get('reason') or ''}".rstrip()

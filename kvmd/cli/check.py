@@ -8,7 +8,7 @@ import click
 
 from kvmd.cli.context import Context, data, message, pass_context, style_of
 
-_COLOURS = {"ok": "green", "warning": "yellow", "warn": "yellow", "failed": "red", "fail": "red", "error": "red"}
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "info": "dim"}
 
 
 @click.command("check")
@@ -21,7 +21,7 @@ def check_command(context: Context, output: str, connect: str | None) -> int:
     from kvmd.host.preflight import run_checks
 
     checks = run_checks(settings.libvirt.uri)
-    bad = [check for check in checks if str(check.status) in ("failed", "fail", "error")]
+    bad = [check for check in checks if check.status == "fail"]
     if output == "json":
         from kvmd.render.values import to_json
 
@@ -31,12 +31,11 @@ def check_command(context: Context, output: str, connect: str | None) -> int:
     style = style_of(sys.stdout)
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
-        status = str(check.status)
-        word = style.paint(f"{status:<8}", _COLOURS.get(status, "dim"))
+        word = style.paint(f"{check.status:<5}", _COLOURS[check.status])
         data(f"{word} {check.name:<{width}}  {check.found}".rstrip())
-        if status != "ok":
+        if check.status in ("warn", "fail"):
             for label, text in (("why", check.why), ("fix", check.fix)):
-                for line in str(text).splitlines() if text else ():
-                    data(f"{'':<8} {'':<{width}}  {label}: {line}")
+                for line in text.splitlines():
+                    data(f"{'':<5} {'':<{width}}  {label}: {line}")
     message(f"{len(checks)} checks, {len(bad)} failed")
     return int(bool(bad))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from kvmd.errors import KvmdError, Refused, SettingsError
+from kvmd.errors import KvmdError, Refused
 
 if TYPE_CHECKING:
     from kvmd.api.problem import Problem
@@ -52,43 +52,24 @@ class Context:
 
     def settings(self, **flags: str | None) -> Settings:
         """Read the settings file and let *flags* override it: ``source__path`` is ``source.path``."""
-        from kvmd.settings import DEFAULT_FILE, settings_from
+        from kvmd.settings import settings_from
+        from kvmd.sources.settings_file import load_settings
 
-        file = self.config or DEFAULT_FILE
-        data = _read(file, must_exist=self.config is not None)
-        for name, value in flags.items():
+        settings = load_settings(self.config, explicit=self.config is not None)
+        given = {name: value for name, value in flags.items() if value is not None}
+        if not given:
+            return settings
+        data = settings.model_dump(by_alias=True)
+        for name, value in given.items():
             section, _, key = name.partition("__")
-            if value is not None:
-                data[section] = {**(data.get(section) or {}), key: value}
-        return settings_from(data, file)
+            data[section][key] = value
+        return settings_from(data, "the command line")
 
     def client(self) -> Client:
         """The daemon of the settings, over its UNIX socket."""
         from kvmd.cli.client import Client
 
         return Client(self.settings().socket)
-
-
-def _read(file: str, *, must_exist: bool) -> dict[str, Any]:
-    from kvmd.settings import Source
-    from kvmd.sources.document import compose
-
-    try:
-        with open(file, "rb") as opened:
-            text = opened.read()
-    except FileNotFoundError:
-        if must_exist:
-            raise SettingsError(f"there is no settings file {file}", hint="check --config") from None
-        return {}
-    except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}", hint="run it as root (sudo kvmd …)") from None
-    documents, problems = compose(text, file, Source())
-    if problems:
-        faults = "\n".join(str(problem) for problem in problems)
-        raise SettingsError(faults, hint="see docs/operations.md for every key")
-    if len(documents) > 1:
-        raise SettingsError(f"{file} holds {len(documents)} documents; settings are one")
-    return dict(documents[0].value) if documents else {}
 
 
 pass_context = click.pass_obj

@@ -28,8 +28,9 @@ def hand_over(client: Client, settings: Settings, digest: str, prune: bool, time
         )
     _wait_until_read(client, digest, _READ_SECONDS + settings.source.settle)
     deadline = time.monotonic() + timeout
-    sequence = max((event["sequence"] for event in client.events()), default=0)
-    client.act("apply", "", {"digest": digest, "confirm": True, "prune": prune})
+    options = {"digest": digest, "specs": source["path"], "confirm": True, "prune": prune}
+    before = max((event["sequence"] for event in client.events()), default=0)
+    sequence = int(client.act("apply", "", options).get("data", {}).get("sequence", before))
     with progress("kvmd applies …") as shown:
         return _follow(client, sequence, deadline, shown)
 

@@ -245,7 +245,7 @@ def _goal(goal: str) -> tuple[str, str]:
 
     known = {name.lower(): name for name in CONDITION_TYPES}
     if condition.lower() not in known:
-        near = suggestion(condition, list(known)) or f"there are {', '.join(CONDITION_TYPES)}."
+        near = suggestion(condition, CONDITION_TYPES) or f"there are {', '.join(CONDITION_TYPES)}."
         raise click.UsageError(f"There is no condition '{condition}'; {near}")
     return known[condition.lower()], value or "True"
 

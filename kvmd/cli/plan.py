@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -126,9 +127,10 @@ def apply_command(context: Context, /, planfile: str | None, timeout: str, **fla
                 hint=f"kvmd plan --out {planfile}",
             )
         prune = not flags["no_prune"]
-        # a removal may be held only by the grace, which the confirmation stands in for
-        if plan.empty and not (prune and plan.holds):
+        if plan.empty:
             return int(faulty or _unfinished(plan))
+        if not prune and any(step.action == "remove" for step in plan.steps):
+            message("--no-prune: the removals above are left out.")
         if not confirm("Do this?", yes=flags["yes"]):
             message("Nothing was done.")
             return EXIT_FAILED
@@ -148,12 +150,11 @@ def _act(session: Session, plan: Plan, prune: bool, seconds: float) -> int:
         def tell(event: Event) -> None:
             shown.event(event.as_data())
 
-        try:
-            left = session.apply(plan, prune=prune, progress=tell, timeout=seconds)
-        except TimeoutError:
-            raise Failure(
-                EXIT_TIMEOUT, f"not finished after {seconds:g} s", hint="kvmd plan shows what is left"
-            ) from None
+        started = time.monotonic()
+        left = session.apply(plan, prune=prune, progress=tell, timeout=seconds)
+    late = time.monotonic() - started >= seconds
+    if late and (not left.empty or _unfinished(left)):
+        raise Failure(EXIT_TIMEOUT, f"not finished after {seconds:g} s", hint="kvmd plan shows what is left")
     if not left.empty:
         message("Not everything could be done; this is left:")
         _show(left)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from kvmd.api.resource import Claim, Ref, Resource
     from kvmd.settings import Source
 
-_SUFFIXES = (".yaml", ".yml")
-
 
 @click.command("validate")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
@@ -33,8 +31,10 @@ def validate_command(context: Context, paths: tuple[str, ...], output: str) -> i
     """Check spec files and directories offline; PATH - reads standard input."""
     from kvmd.render.problems import report, verdict
 
-    texts = dict(_read(paths))
-    problems = check(texts, context.settings().source)
+    limits = context.settings().source
+    faults: list[Problem] = []
+    texts = dict(_read(paths, limits, faults))
+    problems = sorted([*faults, *check(texts, limits)])
     style = style_of(sys.stdout)
     shown = {file: text.decode("utf-8", "replace") for file, text in texts.items()}
     text = report(problems, output, files=list(texts), texts=shown, style=style)
@@ -56,7 +56,7 @@ def check(texts: dict[str, bytes], limits: Source) -> list[Problem]:
         decoded = decode_file(text, file, limits, specs)
         problems += decoded.problems
         resources += decoded.resources
-    return sorted([*problems, *_duplicates(resources), *_dangling(resources), *_claimed_twice(resources)])
+    return [*problems, *_duplicates(resources), *_dangling(resources), *_claimed_twice(resources)]
 
 
 def _duplicates(resources: Sequence[Resource]) -> Iterator[Problem]:
@@ -98,27 +98,27 @@ def _claimed_twice(resources: Sequence[Resource]) -> Iterator[Problem]:
                 yield Problem(resource.position, "conflict", text, hint, "warning")
 
 
-def _read(paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+def _read(paths: Sequence[str], limits: Source, faults: list[Problem]) -> Iterator[tuple[str, bytes]]:
     for path in paths:
         if path == "-":
-            yield "<stdin>", click.get_binary_stream("stdin").read()
+            yield "<stdin>", sys.stdin.buffer.read()
         elif os.path.isdir(path):
-            yield from _tree(path)
+            yield from _tree(path, limits, faults)
         else:
             yield path, _file(path)
 
 
-def _tree(root: str) -> Iterator[tuple[str, bytes]]:
-    found = False
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.endswith(_SUFFIXES) and not name.startswith("."):
-                found = True
-                path = os.path.join(folder, name)
-                yield path, _file(path)
-    if not found:
+def _tree(root: str, limits: Source, faults: list[Problem]) -> Iterator[tuple[str, bytes]]:
+    """Find the files that the daemon would read, and what it would complain of."""
+    from kvmd.api.problem import Position, Problem
+    from kvmd.sources.watch import walk
+
+    tree = walk(root.rstrip("/") or root, os.path.realpath(root), limits.max_files)
+    faults += [Problem(Position(path), "unreadable", reason) for path, reason in tree.faults.items()]
+    if not tree.files and not tree.faults:
         raise Failure(EXIT_NOT_FOUND, f"{root} holds no .yaml files", hint="name the directory of your specs")
+    for path in sorted(tree.files):
+        yield path, _file(path)
 
 
 def _file(path: str) -> bytes:

@@ -107,10 +107,12 @@ def _guest_addresses(item: Object) -> str:
 
 
 def _interface_names(item: Object) -> str:
-    return ",".join(
-        f"{interface.get('name')}:{interface.get('tap') or interface.get('attachment') or ''}".rstrip(":")
-        for interface in item.get("status", {}).get("interfaces", ())
-    )
+    found = []
+    for interface in item.get("status", {}).get("interfaces", ()):
+        attachment = interface.get("attachment")
+        to = interface.get("tap") or (_names(attachment) if attachment else "")
+        found.append(f"{interface.get('name')}:{to}".rstrip(":"))
+    return ",".join(found)
 
 
 Column = tuple[str, Callable[[Object], str]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvmd.render.style import PLAIN, Style
 
 Object = Mapping[str, Any]
+_WAYS_OUT = ("uplink", "network", "nat", "user")
 
 
 def topology_data(objects: Sequence[Object], name: str | None = None) -> list[dict[str, Any]]:
@@ -64,13 +66,22 @@ def interface_lines(interface: Mapping[str, Any], style: Style = PLAIN) -> list[
     lines = [f"{style.paint(str(interface.get('name', '')), 'cyan')}  {interface.get('mac', '')}  {addresses}"]
     path = interface.get("path") or ()
     if path:
-        lines.append("   " + style.glyph("arrow").join(_drawn(hop, style) for hop in path))
+        lines.append("   " + style.glyph("arrow").join(_chain(path, style)))
     broken = next((hop for hop in path if hop.get("broken")), None)
     if broken is not None:
         why = broken["broken"] if isinstance(broken["broken"], str) else broken.get("state") or "broken"
         text = f"{style.glyph('bad')} breaks at {_hop_name(broken)}: {why}"
         lines.append("   " + style.paint(text, "red"))
     return lines
+
+
+def _chain(path: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    """Yield the hops in order; uplinks of one bridge stand side by side, and what lies beyond is the outside."""
+    for kind, group in itertools.groupby(path, key=lambda hop: str(hop.get("hop", ""))):
+        yield " + ".join(_drawn(hop, style) for hop in group)
+        last = kind
+    if last in _WAYS_OUT:
+        yield "outside"
 
 
 def _drawn(hop: Mapping[str, Any], style: Style) -> str:

@@ -37,8 +37,9 @@ def suggestion(word: str, choices: Sequence[str] | None = None) -> str:
         words = [word for kind, item in CONTROLLERS.items() for word in (kind.lower(), item.PLURAL, item.SHORT)]
     else:
         words = list(choices)
-    near = difflib.get_close_matches(word.lower(), words, n=1)
-    return f"did you mean '{near[0]}'?" if near else ""
+    by_folded = {choice.lower(): choice for choice in words}
+    near = difflib.get_close_matches(word.lower(), by_folded, n=1)
+    return f"did you mean '{by_folded[near[0]]}'?" if near else ""
 
 
 def ref_of(text: str) -> Ref | None:

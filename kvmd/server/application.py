@@ -35,11 +35,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Application:
-    """The routes; with *group* (the UNIX socket's) also the acts."""
+    """The routes; with *actors* and the *group* of the UNIX socket also the acts."""
 
-    def __init__(self, agent: Agent, workers: Workers, *, group: int | None = None) -> None:
+    def __init__(
+        self, agent: Agent, readers: Workers, actors: Workers | None = None, *, group: int | None = None
+    ) -> None:
         self._agent = agent
-        self._workers = workers
+        self._readers = readers
+        self._actors = actors
         self._group = group
         self._log = log.get("server")
 
@@ -87,8 +90,8 @@ class Application:
 
         return endpoint
 
-    async def _call(self, function: Callable[[], Any], timeout: float = READ_SECONDS) -> Any:
-        return await self._workers.call(function, timeout)
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        return await self._readers.call(function, READ_SECONDS)
 
     def _events(self, request: Request) -> dict[str, Any]:
         after = request.query_params.get("after", "0")
@@ -113,7 +116,7 @@ class Application:
     # -------------------------------------------------------------------------------------------- acting
 
     async def _act(self, request: Request) -> Response:
-        peer = self._allowed(request)
+        peer, actors = self._allowed(request)
         verb = request.path_params["verb"]
         if verb not in _VERBS:
             raise HTTPException(404, f"there is no act '{verb}'; there are {', '.join(_VERBS)}")
@@ -122,18 +125,18 @@ class Application:
         if not isinstance(reference, str) or not isinstance(options, dict):
             raise HTTPException(400, 'the body must be {"object": "Kind/name", "options": {…}}')
         options = {**options, "caller": peer.as_data()}
-        answer: Answer = await self._call(lambda: self._agent.act(verb, reference, options), ACT_SECONDS)
+        answer: Answer = await actors.call(lambda: self._agent.act(verb, reference, options), ACT_SECONDS)
         self._log.info("act", verb=verb, object=reference, code=answer.code, answer=answer.message, **peer.as_data())
         return _answer(answer.as_data(), _STATUS_OF_CODE.get(answer.code, 422))
 
-    def _allowed(self, request: Request) -> Peer:
+    def _allowed(self, request: Request) -> tuple[Peer, Workers]:
         peer: Peer | None = getattr(request.state, "peer", None)
-        if self._group is None or peer is None:
+        if self._actors is None or self._group is None or peer is None:
             raise HTTPException(403, "acts are only taken on the UNIX socket")
         if not peer.may_act(self._group):
             self._log.warning("act refused", path=request.url.path, **peer.as_data())
             raise HTTPException(403, f"user {peer.uid} is neither root nor in group {self._group} of the socket")
-        return peer
+        return peer, self._actors
 
 
 def _kind_of(request: Request) -> str:

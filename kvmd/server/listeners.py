@@ -36,18 +36,19 @@ class Server:
         self._agent = agent
         self._settings = settings
         self._listeners: list[_Listener] = []
-        self._workers: Workers | None = None
+        self._pools: list[Workers] = []
         self._inode = 0
 
     def start(self) -> None:
         """Bind both listeners, raising SettingsError for an address that cannot be had, and serve."""
         web = WebConfig.load(self._settings.http.web_config) if self._settings.http.web_config else WebConfig()
         context = web.ssl_context()
-        self._workers = Workers()
+        # an act waits for the loop: readers, above all of health, must not wait behind it
+        readers, actors = self._pools = [Workers(), Workers(2)]
         try:
-            self._start_unix(self._workers)
+            self._start_unix(readers, actors)
             if self._settings.http.listen is not None:
-                self._start_tcp(self._workers, self._settings.http.listen, web, context)
+                self._start_tcp(readers, web, context)
         except BaseException:
             self.stop()
             raise
@@ -64,28 +65,29 @@ class Server:
         for listener in self._listeners:
             listener.wait()
         self._listeners.clear()
-        if self._workers is not None:
-            self._workers.stop()
-            self._workers = None
+        for pool in self._pools:
+            pool.stop()
+        self._pools = []
 
     @property
     def port(self) -> int | None:
         """The TCP port in use (``http.listen`` may ask for any with port 0)."""
         return next((listener.port for listener in self._listeners if listener.port is not None), None)
 
-    def _start_unix(self, workers: Workers) -> None:
+    def _start_unix(self, readers: Workers, actors: Workers) -> None:
         path = self._settings.socket
         connection = bind_unix(path)
         found = os.lstat(path)
         self._inode = found.st_ino
-        application = Application(self._agent, workers, group=found.st_gid).asgi()
+        application = Application(self._agent, readers, actors, group=found.st_gid).asgi()
         self._listeners.append(_Listener("unix", application, connection, None))
 
-    def _start_tcp(self, workers: Workers, listen: str, web: WebConfig, context: ssl.SSLContext | None) -> None:
-        application: Any = Application(self._agent, workers).asgi()
+    def _start_tcp(self, readers: Workers, web: WebConfig, context: ssl.SSLContext | None) -> None:
+        application: Any = Application(self._agent, readers).asgi()
         if web.users:
-            application = BasicAuthentication(application, Passwords(web.users), workers)
-        self._listeners.append(_Listener("tcp", application, bind_tcp(listen), context))
+            application = BasicAuthentication(application, Passwords(web.users), readers)
+        connection = bind_tcp(self._settings.http.listen or "")
+        self._listeners.append(_Listener("tcp", application, connection, context))
 
 
 class _Listener:

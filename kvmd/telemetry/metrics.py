@@ -18,7 +18,8 @@ from kvmd.telemetry.domains import DomainStats, exposition
 # controller-runtime's buckets, so that people's queries carry over
 _CYCLE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _PROPAGATION_BUCKETS = (0.05, 0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-RESULTS = ("success", "error")
+OK = "ok"
+_FAILURES = ("Retry", "BackendUnavailable", "Unknown", "Stale", "Blocked", "Refused", "Unsupported")
 
 
 class Metrics:
@@ -78,12 +79,12 @@ class Metrics:
     def _start_at_zero(self, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
             self._drift.labels(kind)
-            for result in RESULTS:
+            for result in (OK, *_FAILURES):
                 self._reconciled.labels(kind, result)
             for condition in CONDITION_TYPES:
                 self._resources.labels(kind, condition)
         for operation in _operation_names(Op):
-            for result in RESULTS:
+            for result in (OK, "error"):
                 self._operations.labels(operation, result)
 
     # ------------------------------------------------------------------------------------ what others tell
@@ -134,7 +135,7 @@ class Metrics:
             touched.add((item.ref.kind, condition))
 
     def reconciled(self, kind: str, result: str) -> None:
-        """A step of that kind ended: success or error."""
+        """A step of that kind ended: ok, or the name of the error."""
         self._reconciled.labels(kind, result).inc()
 
     def drift_corrected(self, kind: str) -> None:
@@ -142,7 +143,7 @@ class Metrics:
         self._drift.labels(kind).inc()
 
     def operation(self, name: str, result: str) -> None:
-        """An operation ended: success or error."""
+        """An operation ended: ok or error."""
         self._operations.labels(name, result).inc()
 
     def forced_stop(self) -> None:

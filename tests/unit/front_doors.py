@@ -51,7 +51,7 @@ def interface(broken: bool = False) -> dict[str, Any]:
     return {
         "name": "net0",
         "mac": "52:54:00:12:34:56",
-        "attachment": "bridge",
+        "attachment": {"bridge": "br0"},
         "tap": "vnet3",
         "addresses": ["192.168.122.10"],
         "path": [
@@ -59,7 +59,6 @@ def interface(broken: bool = False) -> dict[str, Any]:
             {"hop": "tap", "name": "vnet3", "state": "up", "broken": False},
             {"hop": "bridge", "name": "br0", "state": "down" if broken else "up", "broken": broken},
             {"hop": "uplink", "name": "eno1", "state": "up", "broken": False},
-            {"hop": "outside", "name": "", "state": "", "broken": False},
         ],
     }
 
@@ -103,7 +102,7 @@ def resource(ref: Ref, written: dict[str, Any]) -> Resource:
 
 
 def some_plan() -> Plan:
-    """Create a bridge, change a machine, remove a TAP; one change waits, one removal is held, one object is blocked."""
+    """Create, change and remove something; one change waits, one removal is held, one object is blocked."""
     create = Step(BRIDGE, (ops.BridgeCreate("br0", alias="a"), ops.LinkSet("br0", up=True)), Cause.CREATE, "new", ())
     changes = (
         Change("memory.guest", 2**30, 2**31),

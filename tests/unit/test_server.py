@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,36 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: An
     return response.status, json.loads(content) if "json" in response.headers["content-type"] else content
 
 
-@pytest.fixture()
+@pytest.fixture
 def agent() -> StaticAgent:
     return StaticAgent(planned=some_plan())
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return make_settings(tmp_path)
 
 
-@pytest.fixture()
-def server(agent: StaticAgent, settings: Settings) -> Iterator[Server]:
+@dataclass
+class Shared:
+    """One server for all tests that leave it as it was; each finds its agent new."""
+
+    server: Server
+    settings: Settings
+    agent: StaticAgent
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    agent, settings = StaticAgent(), make_settings(tmp_path_factory.mktemp("shared"))
     with serving(agent, settings) as server:
-        yield server
+        yield Shared(server, settings, agent)
+
+
+@pytest.fixture
+def shared(running: Shared) -> Shared:
+    vars(running.agent).update(vars(StaticAgent(planned=some_plan())))
+    return running
 
 
 def tcp(server: Server) -> http.client.HTTPConnection:
@@ -85,24 +102,24 @@ def tcp(server: Server) -> http.client.HTTPConnection:
         ("/api/v1/version", lambda body: body["apiVersion"] == "kvmd.dev/v1alpha1"),
     ],
 )
-def test_both_listeners_answer_every_reading(server: Server, settings: Settings, path: str, reads: Any) -> None:
-    for connection in (tcp(server), UnixConnection(settings.socket)):
+def test_both_listeners_answer_every_reading(shared: Shared, path: str, reads: Any) -> None:
+    for connection in (tcp(shared.server), UnixConnection(shared.settings.socket)):
         status, body = ask(connection, "GET", path)
         assert status == 200
         assert reads(body)
 
 
-def test_metrics_come_as_text(server: Server) -> None:
-    connection = tcp(server)
+def test_metrics_come_as_text(shared: Shared) -> None:
+    connection = tcp(shared.server)
     connection.request("GET", "/metrics")
     response = connection.getresponse()
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert b"kvmd_libvirt_up 1.0" in response.read()
 
 
-def test_not_ready_is_503(server: Server, agent: StaticAgent) -> None:
-    agent.is_ready = False
-    assert ask(tcp(server), "GET", "/readyz") == (503, {"status": "failing", "libvirt": False})
+def test_not_ready_is_503(shared: Shared) -> None:
+    shared.agent.is_ready = False
+    assert ask(tcp(shared.server), "GET", "/readyz") == (503, {"status": "failing", "libvirt": False})
 
 
 @pytest.mark.parametrize(
@@ -116,29 +133,27 @@ def test_not_ready_is_503(server: Server, agent: StaticAgent) -> None:
         ("POST", "/api/v1/actions/start", 403, "UNIX socket"),
     ],
 )
-def test_faults_are_json_with_a_message(server: Server, method: str, path: str, status: int, words: str) -> None:
-    found, body = ask(tcp(server), method, path)
+def test_faults_are_json_with_a_message(shared: Shared, method: str, path: str, status: int, words: str) -> None:
+    found, body = ask(tcp(shared.server), method, path)
     assert found == status
     assert set(body) == {"message", "hint"}
     assert words in body["message"]
 
 
-def test_an_act_carries_its_caller(server: Server, settings: Settings, agent: StaticAgent) -> None:
+def test_an_act_carries_its_caller(shared: Shared) -> None:
     body = {"object": "VirtualMachine/web", "options": {"caller": {"uid": 4711}, "why": "test"}}
-    status, answer = ask(UnixConnection(settings.socket), "POST", "/api/v1/actions/restart", body)
+    status, answer = ask(UnixConnection(shared.settings.socket), "POST", "/api/v1/actions/restart", body)
     assert (status, answer["code"], answer["message"]) == (200, 0, "done")
-    ((verb, reference, options),) = agent.acts
+    ((verb, reference, options),) = shared.agent.acts
     assert (verb, reference, options["why"]) == ("restart", "VirtualMachine/web", "test")
     assert options["caller"] == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
 
 
 @pytest.mark.parametrize(("code", "status"), [(1, 422), (3, 404), (6, 409)])
-def test_answers_keep_their_exit_code(
-    server: Server, settings: Settings, agent: StaticAgent, code: int, status: int
-) -> None:
-    agent.answer = Answer(code, "no", "do this")
+def test_answers_keep_their_exit_code(shared: Shared, code: int, status: int) -> None:
+    shared.agent.answer = Answer(code, "no", "do this")
     found, body = ask(
-        UnixConnection(settings.socket), "POST", "/api/v1/actions/stop", {"object": "VirtualMachine/web"}
+        UnixConnection(shared.settings.socket), "POST", "/api/v1/actions/stop", {"object": "VirtualMachine/web"}
     )
     assert (found, body["code"], body["hint"]) == (status, code, "do this")
 
@@ -152,11 +167,9 @@ def test_answers_keep_their_exit_code(
         ("/api/v1/actions/start", {"object": "x" * 70_000}, 413),
     ],
 )
-def test_acts_that_cannot_be_understood_reach_nobody(
-    server: Server, settings: Settings, agent: StaticAgent, path: str, body: Any, status: int
-) -> None:
-    assert ask(UnixConnection(settings.socket), "POST", path, body)[0] == status
-    assert agent.acts == []
+def test_acts_that_cannot_be_understood_reach_nobody(shared: Shared, path: str, body: Any, status: int) -> None:
+    assert ask(UnixConnection(shared.settings.socket), "POST", path, body)[0] == status
+    assert shared.agent.acts == []
 
 
 def test_who_may_act() -> None:

@@ -67,8 +67,8 @@ def value(metrics: Metrics, metric: str, /, **labels: str) -> float | None:
 def test_what_never_happened_is_zero_and_not_absent() -> None:
     metrics = Metrics(kinds=("Tap",))
     assert value(metrics, "kvmd_drift_corrected_total", kind="Tap") == 0
-    assert value(metrics, "kvmd_reconcile_total", kind="Tap", result="error") == 0
-    assert value(metrics, "kvmd_operations_total", operation="DomainStart", result="success") == 0
+    assert value(metrics, "kvmd_reconcile_total", kind="Tap", result="Blocked") == 0
+    assert value(metrics, "kvmd_operations_total", operation="DomainStart", result="ok") == 0
     assert value(metrics, "kvmd_resources", kind="Tap", condition="Ready") == 0
     assert value(metrics, "kvmd_forced_stops_total") == 0
     assert value(metrics, "kvmd_propagation_seconds_count") == 0
@@ -205,7 +205,7 @@ def test_equal_events_are_counted_and_move_to_the_end() -> None:
 # ------------------------------------------------------------------------------------------------------- log
 
 
-@pytest.fixture()
+@pytest.fixture
 def restored() -> Iterator[None]:
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     yield
