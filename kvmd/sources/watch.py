@@ -13,7 +13,7 @@ MAX_LINKS = 40  # as the kernel counts them (path_resolution(7))
 MAX_DIRECTORIES = 10_000
 SUFFIXES = (".yaml", ".yml", ".json")
 _PAUSE = 1.0  # seconds between two tries to watch
-_STEP = 20  # ms: watchfiles looks for events this often, and reports once a step brought none
+_STEP = 15  # ms: watchfiles looks for events this often, and reports once a step brought none
 _DEBOUNCE = 30  # ms: the longest that a stream of events may hold back the report
 _LOOK_AGAIN = 5_000  # ms: what inotify cannot tell (an unmount, say) is found this late at most
 
@@ -187,7 +187,7 @@ def _follow_links(links: list[tuple[str, str]], root: str, tree: Tree, pending: 
         is_folder = stat.S_ISDIR(status.st_mode)
         if not is_folder and not (shown.endswith(SUFFIXES) and stat.S_ISREG(status.st_mode)):
             continue
-        if not real.startswith(root.rstrip("/") + "/"):
+        if not f"{real}/".startswith(root.rstrip("/") + "/"):
             tree.faults[shown] = f"the symlink leads to {real}, outside of the directory of specs"
         elif not is_folder:
             tree.files[shown] = (real, stamp_of(status))
