@@ -59,7 +59,12 @@ def decode_file(text: bytes, file: str, limits: Source, specs: Specs) -> Decoded
         problems.append(Problem(Position(file), "empty-file", message, hint))
     resources: list[Resource] = []
     for document in documents:
-        decoded = decode(document, specs)
+        try:
+            decoded = decode(document, specs)
+        except Exception as error:  # a kind that trips over one document must not stop the others
+            message = f"kvmd itself failed on this document: {type(error).__name__}: {error}"
+            hint = "this is a fault of kvmd: please report it with the document"
+            decoded = [Problem(document.position, "internal", message, hint)]
         if isinstance(decoded, Resource):
             resources.append(decoded)
         else:

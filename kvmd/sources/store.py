@@ -53,7 +53,7 @@ class StoredObject:
             return None
         try:
             metadata, spec = Metadata.model_validate(self.metadata), model.model_validate(self.written)
-        except ValidationError:
+        except (ValidationError, TypeError, AttributeError, LookupError):  # a kind may trip over what is old
             return None
         position = Position(self.file, self.line)
         return Resource(self.ref, metadata, spec, self.written, position, held=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kvmd.api.problem import Problem
 from kvmd.api.quantity import Address, Boolean, Integer, Mac, Memory
@@ -184,6 +184,24 @@ def test_single_faults_of_the_envelope(text: str, rule: str) -> None:
 def test_faults_of_all_documents_at_once() -> None:
     found = problems(f"{HEAD}  rng: 1\n---\n{HEAD}  rng: &x false\n---\n{HEAD}  mac: x\n")
     assert [problem.rule for problem in found] == ["wrong-type", "anchor", "invalid-value"]
+
+
+def test_a_kind_that_fails_stops_only_its_document() -> None:
+    class Faulty(SpecModel):
+        bridge: str
+
+        @field_validator("bridge", mode="before")
+        @classmethod
+        def _lower(cls, value: Any) -> Any:
+            return value.lower()
+
+    head = "apiVersion: kvmd.dev/v1alpha1\nkind: Tap\n"
+    text = (
+        f"{head}metadata: {{name: a}}\nspec: {{bridge: 1}}\n---\n{head}metadata: {{name: b}}\nspec: {{bridge: X}}\n"
+    )
+    decoded = decode_file(text.encode(), "f.yaml", Source(), {"Tap": Faulty})
+    assert [problem.rule for problem in decoded.problems] == ["internal"]
+    assert [resource.ref.name for resource in decoded.resources] == ["b"]
 
 
 PLAIN = st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["x", "virtio", "user", "1Gi", "tap"])
