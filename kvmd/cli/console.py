@@ -31,9 +31,12 @@ def console_command(context: Context, words: tuple[str, ...], connect: str | Non
     from kvmd.host.console import NoSuchDomain, attach
 
     if sys.stdin.isatty():
-        message(f"Console of {name}; leave with ^].")
+        message(f"Console of {name}; leave with ^] (with ^C where it is written to a file).")
     try:
         attach(settings.libvirt.uri, name)
+    except KeyboardInterrupt:
+        # following a file ends this way; a console that can be talked to hands ^C to the guest
+        return 0
     except NoSuchDomain as error:
         raise Failure(EXIT_NOT_FOUND, error.message, hint=error.hint) from None
     return 0

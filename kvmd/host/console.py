@@ -12,7 +12,7 @@ import threading
 import time
 import tty
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import libvirt
@@ -39,7 +39,7 @@ def attach(uri: str, name: str, *, stdin: int = 0, stdout: int = 1) -> None:
         if path is None:
             _interactive(connection, domain, stdin, stdout)
         else:
-            follow(path, stdout, domain.isActive)
+            follow(path, stdout, lambda: _is_running(domain))
     finally:
         with contextlib.suppress(libvirt.libvirtError):
             connection.close()
@@ -62,6 +62,14 @@ def _domain(connection: Any, name: str) -> Any:
     return domain
 
 
+def _is_running(domain: Any) -> bool:
+    try:
+        return bool(domain.isActive())
+    except libvirt.libvirtError:
+        # gone with its definition, or libvirt is
+        return False
+
+
 def console_file(xml: str) -> str | None:
     """Return the file that the console is written to, or None where it can be talked to."""
     root = ElementTree.fromstring(xml)
@@ -76,12 +84,12 @@ def console_file(xml: str) -> str | None:
     return source.get("path") if source is not None else None
 
 
-def follow(path: str, stdout: int, is_running: Any) -> None:
+def follow(path: str, stdout: int, is_running: Callable[[], bool]) -> None:
     """Write the end of a file and all that is added to it, like tail -F, while *is_running*."""
     offset: int | None = None
     inode = 0
     while True:
-        running = bool(is_running())
+        running = is_running()
         try:
             opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:

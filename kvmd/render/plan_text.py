@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from kvmd.render.values import as_text
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
 _IMPACT_COLOURS = {"none": "dim", "blip": "yellow", "restart": "red", "data loss": "red"}
 NO_CHANGES = "No changes. The host agrees with the specs."
+_TOLD_ELSEWHERE = frozenset({"PruneHeld", "RestartRequired"})
+_NOT_WAITING = _TOLD_ELSEWHERE | {"Degraded"}
 
 
 def plan_text(data: Mapping[str, Any], style: Style = PLAIN) -> str:
@@ -18,7 +21,7 @@ def plan_text(data: Mapping[str, Any], style: Style = PLAIN) -> str:
     blocks = [_step(step, style) for step in data["steps"]]
     blocks += [_pending(data["pendingChanges"], style)] if data["pendingChanges"] else []
     blocks += [_held(data["held"], style)] if data["held"] else []
-    conditions = [item for item in data["conditions"] if item["type"] != "PruneHeld"]
+    conditions = [item for item in data["conditions"] if item["type"] not in _TOLD_ELSEWHERE]
     blocks += [_conditions(conditions, style)] if conditions else []
     blocks.append([summary(data, style)])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
@@ -31,15 +34,13 @@ def summary(data: Mapping[str, Any], style: Style = PLAIN) -> str:
         text = ", ".join(f"{counts.get(action, 0)} to {action}" for action in ("create", "change", "remove"))
         impact = data["impact"]
         return f"{style.paint('Plan:', 'bold')} {text}; impact: {style.paint(impact, _IMPACT_COLOURS[impact])}."
-    waits = [
-        f"{len(data[key])} {word}"
-        for key, word in (
-            ("pendingChanges", "pending"),
-            ("held", "held"),
-            ("conditions", "waiting for something"),
-        )
-        if data[key]
-    ]
+    waiting = {item["object"] for item in data["conditions"] if item["type"] not in _NOT_WAITING}
+    counts = (
+        (len(data["pendingChanges"]), "pending"),
+        (len(data["held"]), "held"),
+        (len(waiting), "waiting for something"),
+    )
+    waits = [f"{count} {word}" for count, word in counts if count]
     return f"No changes to make now: {', '.join(waits)}." if waits else NO_CHANGES
 
 
@@ -94,8 +95,9 @@ def _way_out(reference: str, pending: Sequence[Mapping[str, Any]]) -> str:
 
 def _held(held: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
     lines = [style.paint("Held (their specs are gone, the objects stay):", "bold")]
-    for item in held:
-        lines.append(f"  {style.paint('-', 'red')} {item['object']}  {item['reason']}: {item['message']}")
+    for (reason, text), group in itertools.groupby(held, key=lambda item: (item["reason"], item["message"])):
+        lines += [f"  {style.paint('-', 'red')} {item['object']}" for item in group]
+        lines.append(f"    {reason}: {text}")
     commands = dict.fromkeys(item["approve"] for item in held if item["approve"])
     lines += [f"  to remove: {style.paint(command, 'cyan')}" for command in commands]
     return lines

@@ -116,7 +116,15 @@ def _interface_names(item: Object) -> str:
 
 
 Column = tuple[str, Callable[[Object], str]]
-_LINK: tuple[Column, ...] = (("STATE", _status("operState", "unknown")), ("ADDRESSES", _status("addresses")))
+
+
+def _link_addresses(item: Object) -> str:
+    """Link-local addresses are on every link and say nothing."""
+    addresses = item.get("status", {}).get("addresses") or ()
+    return ",".join(address for address in addresses if not address.startswith("fe80:"))
+
+
+_LINK: tuple[Column, ...] = (("STATE", _status("operState", "unknown")), ("ADDRESSES", _link_addresses))
 _LINK_WIDE: tuple[Column, ...] = (("CARRIER", _yes("carrier")),)
 _KIND_COLUMNS: dict[str, tuple[Column, ...]] = {
     "VirtualMachine": (("POWER", _status("power", "unknown")), ("ADDRESSES", _guest_addresses)),

@@ -82,6 +82,8 @@ def _chain(path: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
         last = kind
     if last in _WAYS_OUT:
         yield "outside"
+    elif last == "bridge":
+        yield "(no uplink)"
 
 
 def _drawn(hop: Mapping[str, Any], style: Style) -> str:

@@ -66,8 +66,14 @@ def _pretty(structlog: Any, output: TextIO) -> list[Any]:
 
 
 def _json(structlog: Any) -> list[Any]:
-    steps = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    render = structlog.processors.JSONRenderer(ensure_ascii=False)
+    steps = [structlog.processors.format_exc_info, _in_reading_order, render]
     return [*steps, _with_priority] if os.environ.get("JOURNAL_STREAM") else steps
+
+
+def _in_reading_order(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    first = {name: event[name] for name in ("timestamp", "level", "part", "event") if name in event}
+    return first | event
 
 
 def _with_priority(logger: Any, method: str, line: str) -> str:

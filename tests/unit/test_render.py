@@ -55,7 +55,8 @@ Pending (written down, not yet in the running object):
       spec.machine  pc-q35-7.2 → pc-q35-8.0  NextBoot
 
 Held (their specs are gone, the objects stay):
-  - Volume/root  Confirm: volumes are removed only when approved
+  - Volume/root
+    Confirm: volumes are removed only when approved
   to remove: kvmd approve prune
 
 Needs attention:

@@ -240,6 +240,7 @@ def test_lines_are_json_and_below_the_level_there_are_none(monkeypatch: pytest.M
         "engine",
     )
     assert first["timestamp"].endswith("Z")
+    assert list(first)[:4] == ["timestamp", "level", "part", "event"]
     assert "ValueError: boom" in second["exception"]
     assert (third["event"], third["level"]) == ("from elsewhere", "error")
 
