@@ -7,12 +7,14 @@ readonly here
 readonly venv=/opt/kvmd home=/var/lib/kvmd/quickstart specs=/etc/kvmd/specs/quickstart
 readonly log=/var/log/kvmd-quickstart.log daemon_log=/var/log/kvmd.log
 readonly made=$home/made # one word a line: what this script made and --down may therefore remove
+readonly placeholder=$specs/removal.yaml
 readonly guests=(quick-1 quick-2)
 readonly objects=(VirtualMachine/quick-1 VirtualMachine/quick-2 Network/quickstart Tap/tap-quick Bridge/br-quick)
 readonly packages=(
     libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2
     python3 python3-venv python3-libvirt ca-certificates
 )
+readonly qemu_conf=/etc/libvirt/qemu.conf conf_mark='# kvmd quickstart: this system is a chroot'
 readonly up_within=240 # seconds for both guests; about 15 where nothing else runs
 
 missing=() changed=() step=0
@@ -116,7 +118,10 @@ announce() {
     if ((${#missing[@]})); then
         say "  - install with apt-get: ${missing[*]}, and what they depend on"
     fi
-    has_systemd || libvirt_answers || say "  - start virtlogd and libvirtd, since no systemd runs here to do so"
+    if ! has_systemd && ! libvirt_answers; then
+        say "  - start virtlogd and libvirtd, since no systemd runs here to do so"
+        ! ischroot || say "  - write 'namespaces = []' into $qemu_conf, since this is a chroot"
+    fi
     say "  - put kvmd into $venv (a Python virtual environment; its libraries are downloaded by pip, pinned by hash)"
     say "  - build a small guest in $home from Debian's cloud kernel and busybox"
     say "  - put example specs into $specs, and run kvmd, which makes from them:"
@@ -169,6 +174,7 @@ start_libvirt() {
     if has_systemd; then
         quietly systemctl enable --now virtlogd.socket libvirtd.service
     else
+        allow_chroot
         launch virtlogd "$log" virtlogd
         launch libvirtd "$log" /usr/bin/python3 "$here/deploy/reaper.py" libvirtd
     fi
@@ -180,6 +186,13 @@ start_libvirt() {
     libvirt_answers || fail "libvirtd does not answer ${try:+after 20 s} on qemu:///system." \
         "See the end of $log, or run 'libvirtd' by hand to read what it says."
     did "started"
+}
+
+allow_chroot() { # libvirt enters the mount namespace of each QEMU, and whoever enters one leaves the chroot that it was in
+    if ischroot && ! grep -q '^namespaces' "$qemu_conf"; then
+        printf '\n%s\nnamespaces = []\n' "$conf_mark" >> "$qemu_conf"
+        note qemu.conf
+    fi
 }
 
 pid_file() { echo "/run/kvmd-quickstart-$1.pid"; }
@@ -390,27 +403,54 @@ others() { # spec files that are not this script's
 }
 
 left() { # objects of this script that kvmd still knows
-    local ref
+    local known ref
+    known=$(kvmd get -o name) || fail "kvmd does not answer." "Run this again, or see the end of its log: $daemon_log"
     for ref in "${objects[@]}"; do
-        kvmd get "$ref" > /dev/null 2>&1 && printf '%s ' "$ref"
+        ! grep -qixF "$ref" <<< "$known" || printf '%s ' "$ref"
     done
-    return 0
 }
 
-take_down_objects() { # kvmd removes what it made: the files go, and the removal of all of them is confirmed
+approve_ours() { # where the brake holds the removal; a list that names anything else is for the user to judge
+    local held ref
+    held=$(kvmd approve prune 2>&1 < /dev/null | sed -n 's/^  - \([^ :]*\).*/\1/p') || true
+    [[ -n "$held" ]] || return 0
+    while read -r ref; do
+        [[ " ${objects[*]} " == *" $ref "* ]] || return 0
+    done <<< "$held"
+    kvmd approve prune --yes >> "$log" 2>&1 || true
+}
+
+# kvmd takes an empty directory for an accident and removes nothing; one spec that makes nothing says that it is meant.
+leave_placeholder() {
+    mkdir -p "$specs"
+    cat > "$placeholder" <<END
+apiVersion: kvmd.dev/v1alpha1
+kind: Network
+metadata: {name: quickstart-goes, annotations: {kvmd.dev/suspend: "true"}}
+spec: {}
+END
+}
+
+take_down_objects() { # kvmd removes what it made: their files go, and after the grace so do they
     step "the virtual machines, the network, the TAP and the bridge"
-    local file
+    local file rest
+    leave_placeholder
     for file in "$here"/specs/quickstart/*.yaml; do rm -f "$specs/${file##*/}"; done
-    rmdir "$specs" 2>/dev/null || true
-    local waited=0
-    while [[ -n "$(left)" ]]; do
-        ((SECONDS - began < 120)) || fail "kvmd still holds: $(left)" "See 'kvmd get', then run this again."
-        kvmd approve prune --yes >> "$log" 2>&1 || true # where nothing is held there is nothing to approve
+    while true; do
+        rest=$(left) || exit 1
+        [[ -n "$rest" ]] || break
+        ((SECONDS - began < 180)) || {
+            printf '\n'
+            kvmd get >&2
+            fail "kvmd still holds: $rest" "See 'kvmd get' and what it says of each, then run this again."
+        }
+        ((SECONDS - began < 30)) || approve_ours
         sleep 1
-        waited=$((waited + 1))
-        ((waited % 3)) || printf .
+        printf .
     done
-    did "removed"
+    rm -f "$placeholder"
+    rmdir "$specs" 2>/dev/null || true
+    did " removed"
 }
 
 take_down_kvmd() {
@@ -439,6 +479,7 @@ take_down_libvirt() { # only where this script started it, and only if it serves
         done_in "left running: others use them"
         return
     fi
+    ! was_made qemu.conf || sed -i "/^$conf_mark\$/,/^namespaces = \[\]\$/d" "$qemu_conf"
     for name in libvirtd virtlogd; do
         pid=$(cat "$(pid_file "$name")" 2>/dev/null) || continue
         stop_process "$pid"
