@@ -54,9 +54,7 @@ class Metadata(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="DNS-1123 label that names the object within its kind.", examples=["web"])
-    labels: dict[str, str] = Field(
-        default_factory=dict, description="Free labels.", examples=[{"app": "web"}]
-    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Free labels.", examples=[{"app": "web"}])
     annotations: dict[str, str] = Field(
         default_factory=dict,
         description="Free annotations; those under kvmd.dev/ steer kvmd.",

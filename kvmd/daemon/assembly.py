@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmd.engine.executor import Executor
-from kvmd.engine.reconciler import Reconciler
+from kvmd.engine.reconciler import Reconciler, Sources
 from kvmd.host import Host
 from kvmd.kinds import CONTROLLERS
 from kvmd.settings import Settings
@@ -53,7 +53,7 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
             log(message, object=object_, reason=reason, warning=warning)
 
     executor = Executor(host.hand, settings.workers, settings.libvirt.slow, wake.set, _give_up)
-    reconciler = Reconciler(settings, host, directory, (good, applied), CONTROLLERS, executor, tell)
+    reconciler = Reconciler(settings, host, Sources(directory, good, applied), CONTROLLERS, executor, tell)
     return Assembly(settings, metrics, events, wake, host, executor, reconciler)
 
 

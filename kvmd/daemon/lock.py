@@ -28,7 +28,7 @@ class Lock:
             holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
             os.close(self._descriptor)
             raise Refused(
-                f"another kvmd (process {holder or 'unknown'}) writes to this host already: it holds {_path(settings)}",
+                f"another kvmd (process {holder or 'unknown'}) writes to this host: it holds {_path(settings)}",
                 hint="ask it: kvmd get vm; or stop it: systemctl stop kvmd",
             ) from None
         os.ftruncate(self._descriptor, 0)

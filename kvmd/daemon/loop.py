@@ -62,6 +62,7 @@ class Daemon:
         self._reload = threading.Event()
         self._problems: tuple[object, ...] = ()
         self._missing: frozenset[str] = frozenset()
+        self._slow: dict[tuple[str, str], float] = {}
 
     def run(self) -> None:
         """Serve, watch and turn until told to stop. Guests are left running."""
@@ -114,11 +115,19 @@ class Daemon:
             begun = time.monotonic()
             self._assembly.wake.wait(step)
             limit -= time.monotonic() - begun
-            for ref, operation, age in self._assembly.executor.slow():
-                self._log.warning(f"{operation} takes {age:.0f} s", object=str(ref))
+            self._tell_slow()
             self._notify.watchdog()
         # Not busier than the cycle is long, so that a burst of a thousand events is a few dozen cycles.
         time.sleep(max(COALESCE_SECONDS, min(0.2, report.seconds)))
+
+    def _tell_slow(self) -> None:
+        """Say once that a call is slow, and again each time its age has doubled."""
+        slow = {(str(ref), operation): age for ref, operation, age in self._assembly.executor.slow()}
+        for key, age in slow.items():
+            if age >= 2 * self._slow.get(key, 0.0):
+                self._slow[key] = age
+                self._log.warning(f"{key[1]}: no answer for {age:.0f} s", object=key[0])
+        self._slow = {key: age for key, age in self._slow.items() if key in slow}
 
     def _tell(self, report: Report) -> None:
         metrics = self._assembly.metrics

@@ -81,7 +81,9 @@ class Remembering:
                 self._specs[ref] = resource
                 self._successes.pop(ref, None)
                 if ref in self._objects:
-                    self.change(ref, attempts=0, next_try=0.0, error="", error_class="", missing_since=None)
+                    self.change(
+                        ref, attempts=0, next_try=0.0, error="", error_class="", missing_since=None, fruitless=0
+                    )
         return changed
 
     def take_facts(self, departing: Iterable[Ref], complete: bool, observed: Observed, now: float) -> None:
@@ -130,7 +132,7 @@ class Remembering:
             before = self._successes.get(ref)
             count = before[2] + 1 if before is not None and before[0] == step.operations else 1
             self._successes[ref] = (step.operations, now, count)
-            self.change(ref, busy="", attempts=0, next_try=0.0, error="", error_class="")
+            self.change(ref, busy="", attempts=0, next_try=0.0, error="", error_class="", fruitless=count - 1)
         for operation in outcome.done:
             self._note(ref, operation, now)
 
@@ -141,7 +143,8 @@ class Remembering:
                 self.change(ref, asked_at=now if asked is None else asked, asked_last=now)
             case ops.DomainStart() | ops.NetworkRestart():
                 power = self.of(ref).power
-                self.change(ref, restart=False, approved_hash="", power="" if power == "start" else power)
+                power = "" if power == "start" else power
+                self.change(ref, restart=False, approved_hash="", power=power, started_at=now)
             case ops.DomainDestroy():
                 power = self.of(ref).power
                 self.change(ref, power="" if power == "stop" else power)

@@ -35,6 +35,15 @@ class Report:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where specs come from, and where their last good and last applied versions are kept."""
+
+    directory: Directory
+    good: Store
+    applied: Store
+
+
 class Reconciler:
     """Owns the memory and the executor; everything else it only reads."""
 
@@ -42,14 +51,13 @@ class Reconciler:
         self,
         settings: Settings,
         host: Host,
-        directory: Directory,
-        stores: tuple[Store, Store],
+        sources: Sources,
         controllers: Mapping[str, Controller],
         executor: Executor,
         tell: Tell,
     ) -> None:
-        self._settings, self._host, self._directory, self._tell = settings, host, directory, tell
-        self._good, self._applied_store = stores
+        self._settings, self._host, self._tell = settings, host, tell
+        self._directory, self._good, self._applied_store = sources.directory, sources.good, sources.applied
         self._controllers, self._executor = controllers, executor
         self.memory = Remembering(settings.backoff)
         self.rules = rules_of(settings)

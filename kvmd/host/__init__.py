@@ -7,6 +7,7 @@ import os
 import pwd
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -53,8 +54,7 @@ class Host:
         self.files = Files()
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm = usable_kvm()
-        self._accounts = _accounts()
-        self._host: tuple[Capabilities, HostFact] | None = None
+        self._host: tuple[tuple[object, ...], HostFact] | None = None
         self._ports: dict[Key, Ports] = {}
         self._parts: tuple[object, ...] = ()
         self._observed = Observed(owner=settings.owner)
@@ -103,7 +103,6 @@ class Host:
         """Read all of it again at the next look."""
         self.libvirt.mark_stale("", "")
         self._links_stale.set()
-        self._accounts = _accounts()
         self._host = None
 
     def close(self) -> None:
@@ -148,16 +147,20 @@ class Host:
         return found
 
     def _host_fact(self) -> HostFact:
+        """Made anew where libvirt, QEMU or the accounts of this machine may be others."""
         capabilities = self.libvirt.capabilities
-        if self._host is None or self._host[0] is not capabilities:
-            self._host = capabilities, self._new_host_fact(capabilities)
+        basis = (capabilities, _stamp("/etc/passwd"), _stamp("/etc/group"))
+        if self._host is None or self._host[0] != basis:
+            fact = self._new_host_fact(capabilities)
+            known = self._host[1] if self._host is not None else None
+            self._host = basis, known if known == fact and known is not None else fact
         return self._host[1]
 
     def _new_host_fact(self, capabilities: Capabilities) -> HostFact:
         usable, reason = self._kvm
-        users, groups = self._accounts
+        users, groups = _accounts()
         return HostFact(
-            machine_id=_first_line("/etc/machine-id") or _first_line("/var/lib/dbus/machine-id"),
+            machine_id=_machine_id(self._settings.paths.state),
             boot_id=_first_line("/proc/sys/kernel/random/boot_id"),
             architecture=capabilities.architecture or os.uname().machine,
             cpus=os.cpu_count() or 1,
@@ -240,6 +243,28 @@ def _accounts() -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...
     users = tuple((entry.pw_name, entry.pw_uid) for entry in pwd.getpwall())
     groups = tuple((entry.gr_name, entry.gr_gid) for entry in grp.getgrall())
     return users, groups
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (status.st_ino, status.st_mtime_ns)
+
+
+def _machine_id(state: str) -> str:
+    """The host's identity; a machine without one (a bare container) gets one that stays, in the state directory."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", os.path.join(state, "machine-id")):
+        if len(found := _first_line(path)) >= 32:
+            return found
+    made = uuid.uuid4().hex
+    os.makedirs(state, mode=0o750, exist_ok=True)
+    with open(os.path.join(state, "machine-id"), "w", encoding="ascii") as file:
+        file.write(made + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return made
 
 
 def _first_line(path: str) -> str:

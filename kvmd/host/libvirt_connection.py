@@ -137,7 +137,8 @@ def register_events(connection: Any, wake: Callable[[str, str], None], closed: C
         wake("network", network.UUIDString())
 
     names: tuple[str, ...] = ("LIFECYCLE", "REBOOT", "BALLOON_CHANGE", "DEVICE_ADDED", "DEVICE_REMOVED")
-    names += ("DEVICE_REMOVAL_FAILED", 
+    names += (
+        "DEVICE_REMOVAL_FAILED",
         "TRAY_CHANGE",
         "DISK_CHANGE",
         "METADATA_CHANGE",

@@ -268,6 +268,8 @@ class ObjectMemory:
     approved_hash: str = ""  # the spec hash whose disruption somebody approved
     restart: bool = False  # somebody asked for one restart
     power: str = ""  # start | stop: somebody asked for it (runStrategy Manual)
+    started_at: float | None = None  # we booted it then
+    fruitless: int = 0  # how often the same operations succeeded without having their effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,9 +313,7 @@ def _cause(base: ObjectPlan, standing: str, look: Look) -> Cause:
 
 def _was_there(base: ObjectPlan) -> bool:
     """True where this very spec was applied before: somebody else removed the object."""
-    return (
-        base.applied is not None and base.resource is not None and base.applied.spec_hash == base.resource.spec_hash
-    )
+    return base.applied is not None and base.resource is not None and base.applied.of_this(base.resource)
 
 
 def _withheld(base: ObjectPlan, look: Look) -> ObjectPlan | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid
+from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
-from kvmd.kinds.virtual_machine.live import LiveChanges, live_changes
+from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.want import Wanted, attached_to, known_devices, wanted
@@ -89,7 +91,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     absent = _absent_files(resource.spec, look)
     live_operations = () if acts.stops else running.operations
     operations = (*definition, *_without_files(live_operations, absent), *_without_files(acts.operations, absent))
-    conditions = (*acts.conditions, *_conditions(want, absent, resource))
+    conditions = (*acts.conditions, *running.conditions, *_conditions(want, absent, resource))
+    wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
     needs = _needs(resource.spec, operations)
     return Draft(
         operations,
@@ -98,7 +101,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         conditions,
         needs,
         status_of(resource, domain, live, want.state, known, look),
-        acts.wake_at,
+        min(wakes, default=None),
         acts.settled and not (absent and acts.operations),
         acts.reason if not changes and not running.changes else "",
     )
@@ -211,7 +214,21 @@ def _running(
     found = _owned(differences(live, want.state), resource, look.applied(resource.ref))
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(resource, domain))
-    return live_changes(domain, root, known, (live, want.state), found), live
+    judged = balloon(domain, (live, want.state), look.memory(resource.ref), look.now)
+    if judged.wait_until is not None or judged.unanswered:
+        found = tuple(change for change in found if change.path != "memory.guest")
+    changes = live_changes(domain, root, known, (live, want.state), found)
+    return replace(changes, wake_at=judged.wait_until, conditions=_unanswered(judged, live, want)), live
+
+
+def _unanswered(judged: Balloon, live: State, want: Wanted) -> tuple[Condition, ...]:
+    if not judged.unanswered:
+        return ()
+    text = (
+        f"the guest has {format_quantity(live.memory)} instead of {format_quantity(want.state.memory)}: its balloon "
+        "driver does not answer; load virtio_balloon in the guest"
+    )
+    return (Condition(DEGRADED, True, "BalloonUnanswered", text),)
 
 
 def _model_waits(resource: Resource, domain: Domain) -> bool:

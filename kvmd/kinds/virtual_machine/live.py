@@ -6,18 +6,22 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
-from kvmd.api.status import Pending
+from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.observed import Domain
-from kvmd.plan.model import Change, plain
+from kvmd.plan.model import Change, ObjectMemory, plain
 from kvmd.xmlmap import Element
 
 _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?")
 SWITCHABLE = ("network:", "bridge:")
+# libvirt itself asks for the boot memory; the guest follows once its balloon driver runs.
+BALLOON_PATIENCE_SECONDS = 30.0
+BALLOON_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,25 @@ class LiveChanges:
     operations: tuple[ops.Op, ...] = ()
     pending: tuple[Pending, ...] = ()
     changes: tuple[Change, ...] = ()  # those that the operations make
+    conditions: tuple[Condition, ...] = ()
+    wake_at: float | None = None
+
+
+class Balloon(NamedTuple):
+    """Whether moving the balloon makes sense now: not while the guest boots, not where it never answers."""
+
+    wait_until: float | None = None
+    unanswered: bool = False
+
+
+def balloon(domain: Domain, states: tuple[State, State], memory: ObjectMemory, now: float) -> Balloon:
+    """Judge a difference of memory: a guest in boot, or one without a driver, shows its maximum."""
+    live, want = states
+    if live.memory == want.memory or live.memory != live.max_memory:
+        return Balloon()
+    if memory.started_at is not None and now < memory.started_at + BALLOON_PATIENCE_SECONDS:
+        return Balloon(wait_until=memory.started_at + BALLOON_PATIENCE_SECONDS)
+    return Balloon(unanswered=memory.fruitless >= BALLOON_TRIES)
 
 
 @dataclass(frozen=True, slots=True)
