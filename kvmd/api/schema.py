@@ -74,11 +74,13 @@ def _walk(schema: dict[str, Any], path: str) -> Iterator[Leaf]:
         for name, child in node.get("properties", {}).items():
             where = f"{path}.{name}"
             inner, is_list = _resolve(child, definitions)
+            # Some versions of pydantic drop what stands beside a reference; the model's own words serve then.
+            about = child.get("description") or (inner or {}).get("description", "")
             update = child.get("x-kvmd-update")
             yield Leaf(
                 path=where,
                 type=_type_of(child, definitions),
-                about=child.get("description", ""),
+                about=about,
                 default=child.get("default"),
                 required=name in required,
                 example=(child.get("examples") or [None])[0],

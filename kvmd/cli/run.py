@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from kvmd.cli.context import Context, pass_context
+
+if TYPE_CHECKING:
+    from kvmd.settings import Settings
 
 
 @click.command("run")
@@ -15,7 +20,9 @@ from kvmd.cli.context import Context, pass_context
 @pass_context
 def run_command(context: Context, specs: str | None, connect: str | None, listen: str | None, once: bool) -> int:
     """Run the daemon: make the host agree with the specs, and keep it so."""
-    settings = context.settings(source__path=specs, libvirt__uri=connect, http__listen=listen)
     from kvmd.daemon import run_daemon
 
-    return run_daemon(settings, once=once)
+    def load() -> Settings:
+        return context.settings(source__path=specs, libvirt__uri=connect, http__listen=listen)
+
+    return run_daemon(load(), once=once, reload=load)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kvmd.daemon.agent import DaemonAgent
@@ -14,7 +13,8 @@ from kvmd.daemon.assembly import Assembly, assemble
 from kvmd.daemon.lock import Lock
 from kvmd.daemon.once import converge, print_rest
 from kvmd.engine.memory import is_drift
-from kvmd.engine.reconciler import Report
+from kvmd.engine.reconciler import Report, rules_of
+from kvmd.errors import KvmdError
 from kvmd.host import LIBVIRT
 from kvmd.ops import DomainDestroy
 from kvmd.server import Server
@@ -26,10 +26,14 @@ from kvmd.telemetry.notify import Notify
 COALESCE_SECONDS = 0.005  # events come in bursts: one cycle for all of one
 BUSY_LOOK_SECONDS = 0.5  # while operations run, look for slow ones this often
 DRAIN_SECONDS = 30.0
+RELOADABLE = frozenset({"prune", "defaults", "policy", "log"})
 
 
-def run_daemon(settings: Settings, *, once: bool) -> int:
-    """Run until SIGTERM, or with *once* until the host agrees; returns the exit code."""
+def run_daemon(settings: Settings, *, once: bool, reload: Callable[[], Settings] | None = None) -> int:
+    """Run until SIGTERM, or with *once* until the host agrees; returns the exit code.
+
+    *reload* reads the settings anew (SIGHUP); it raises SettingsError where they are wrong.
+    """
     log.configure(settings.log)
     logger = log.get("daemon")
     lock = Lock(settings)
@@ -42,7 +46,7 @@ def run_daemon(settings: Settings, *, once: bool) -> int:
         if once:
             report = converge(assembly)
             return print_rest(report)
-        Daemon(assembly, logger).run()
+        Daemon(assembly, logger, reload).run()
         return 0
     finally:
         assembly.executor.stop(DRAIN_SECONDS)
@@ -53,8 +57,9 @@ def run_daemon(settings: Settings, *, once: bool) -> int:
 class Daemon:
     """The loop: wake, cycle, tell."""
 
-    def __init__(self, assembly: Assembly, logger: Any) -> None:
-        self._assembly, self._log = assembly, logger
+    def __init__(self, assembly: Assembly, logger: Any, reload: Callable[[], Settings] | None = None) -> None:
+        self._assembly, self._log, self._load = assembly, logger, reload
+        self._settings = assembly.settings
         self._agent = DaemonAgent(assembly)
         self._server = Server(self._agent, assembly.settings)
         self._notify = Notify()
@@ -92,6 +97,7 @@ class Daemon:
         if self._reload.is_set():
             self._reload.clear()
             self._notify.reloading()
+            self._read_settings_again()
             self._assembly.host.forget_everything()
             self._notify.ready("reloaded")
         self._agent.serve_requests()
@@ -100,6 +106,24 @@ class Daemon:
         self._tell(report)
         self._notify.watchdog()
         self._sleep(report)
+
+    def _read_settings_again(self) -> None:
+        """Take over what can change while running; say what needs a restart; keep the old ones if they are wrong."""
+        if self._load is None:
+            return
+        try:
+            fresh = self._load()
+        except KvmdError as error:
+            self._log.error(f"the settings are not taken over: {error.message}", hint=error.hint)
+            return
+        changed = {name for name in Settings.model_fields if getattr(fresh, name) != getattr(self._settings, name)}
+        self._settings = fresh
+        log.configure(fresh.log)
+        self._assembly.reconciler.set_rules(rules_of(fresh))
+        later = sorted(changed - RELOADABLE)
+        self._log.info("settings read again", changed=sorted(changed & RELOADABLE))
+        if later:
+            self._log.warning(f"these settings count from the next start on: {', '.join(later)}")
 
     def _sleep(self, report: Report) -> None:
         """Until the next event, the earliest time at which something changes by itself, or the rescan."""
@@ -176,10 +200,3 @@ class Daemon:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGHUP, reload)
-
-
-def leave(code: int) -> None:
-    """End the process at once: a thread that hangs in libvirt must not keep it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
