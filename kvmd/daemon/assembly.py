@@ -42,8 +42,8 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
     wake = threading.Event()
     metrics, events = Metrics(CONTROLLERS), Events()
     host = Host(settings, metrics, wake.set, namespace)
-    good = Store(os.path.join(settings.paths.state, "specs"))
-    applied = Store(os.path.join(settings.paths.state, "applied"))
+    good = Store(os.path.join(settings.paths.state, "specs.jsonl"))
+    applied = Store(os.path.join(settings.paths.state, "applied.jsonl"))
     specs = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
     directory = Directory(settings.source.path, settings.source, specs, good)
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from kvmd import ops
 from kvmd.api.resource import Ref
+from kvmd.journal import Journal
 from kvmd.observed import Fact, Key, Ledger
 
-# The file is rewritten with only what counts once it holds this many lines.
+# The file is rewritten with only what counts once it holds that many lines more than it needs.
 COMPACT_LINES = 4096
 
 
@@ -19,20 +20,16 @@ class LedgerFile:
     """``<state>/ledger``; each line is one entry of one object, the last one of its kind counts."""
 
     def __init__(self, directory: str) -> None:
-        self._path = os.path.join(directory, "ledger")
+        self._journal = Journal(os.path.join(directory, "ledger"))
         self._entries: dict[Ref, Ledger] = {}
         self._lines = 0
         self.facts: Mapping[Key, Fact] = {}
         self._load()
 
     def _load(self) -> None:
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                for line in file:
-                    self._lines += 1
-                    self._take(line)
-        except FileNotFoundError:
-            return
+        for line in self._journal.lines():
+            self._lines += 1
+            self._take(line)
         self._publish()
 
     def _take(self, line: str) -> None:
@@ -59,30 +56,25 @@ class LedgerFile:
 
     def write(self, operation: ops.LedgerWrite) -> None:
         """Append one entry, durable when this returns; the operation's name is ``Kind/name``."""
-        line = json.dumps({"object": operation.name, "entry": operation.entry, "value": operation.value}) + "\n"
-        os.makedirs(os.path.dirname(self._path), mode=0o750, exist_ok=True)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, line.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        self._journal.append([_line(operation.name, operation.entry, operation.value)])
         self._lines += 1
         self._set(Ref.parse(operation.name), operation.entry, operation.value)
         self._publish()
-        if self._lines > COMPACT_LINES:
+        if self._lines > COMPACT_LINES + 4 * len(self._entries):
             self._compact()
 
     def _compact(self) -> None:
-        temporary = f"{self._path}.new"
-        with open(temporary, "w", encoding="utf-8") as file:
-            for ref, entry in self._entries.items():
-                values = {"once": entry.once, "last_stop": entry.last_stop}
-                values["suspended"] = "true" if entry.suspended else ""
-                for name, value in values.items():
-                    if value:
-                        file.write(json.dumps({"object": str(ref), "entry": name, "value": value}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
-        self._lines = 2 * len(self._entries)
+        lines = [
+            _line(str(ref), name, value) for ref, entry in self._entries.items() for name, value in _values(entry)
+        ]
+        self._journal.rewrite(lines)
+        self._lines = len(lines)
+
+
+def _line(name: str, entry: str, value: str) -> str:
+    return json.dumps({"object": name, "entry": entry, "value": value})
+
+
+def _values(entry: Ledger) -> list[tuple[str, str]]:
+    values = {"once": entry.once, "last_stop": entry.last_stop, "suspended": "true" if entry.suspended else ""}
+    return [(name, value) for name, value in values.items() if value]

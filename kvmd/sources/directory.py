@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from kvmd.sources.watch import Stamp, Trail, Tree, follow, revision, stamp_of, u
 UNENDED_FACTOR = 5  # a file without a final newline may be half of one
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """What the source asks for now; an object that did not change is the same object as before.
 
@@ -42,10 +43,15 @@ class Snapshot:
     complete: bool
     reason: str
     empty: bool
-    digest: str
     files: int
     wake_at: float | None
     revision: str
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of what is asked for, whatever the files are called; made only when somebody asks for it."""
+        lines = sorted(_fingerprint(resource) for resource in self.resources.values())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class _Rank(IntEnum):
@@ -111,7 +117,6 @@ class Directory:
         self._good: dict[Ref, Resource] = {}  # the last version of each object that one place alone asked for
         self._held: dict[Ref, tuple[Resource, Resource]] = {}
         self._revived: dict[Ref, tuple[StoredObject, Resource | None]] = {}
-        self._fingerprints: dict[Ref, tuple[Resource, str]] = {}
         self._device: int | None = None
         self._last: Snapshot | None = None
         self._stored()  # read now, so that what is broken in it is reported from the first scan on
@@ -173,7 +178,6 @@ class Directory:
             complete=False,
             reason=reason,
             empty=True,
-            digest=self._digest(resources),
             files=0,
             wake_at=None,
             revision=revision(trail),
@@ -290,7 +294,6 @@ class Directory:
             complete=not reason,
             reason=reason,
             empty=not any(file.documents for file in files) and not invalid and not pending,
-            digest=self._digest(merged.resources),
             files=len(tree.files),
             wake_at=min(wakes, default=None),
             revision=found,
@@ -393,18 +396,6 @@ class Directory:
             hint = "mend the file"
             merged.problems.append(Problem(Position(file.path), "stored-object", message, hint, "warning"))
         return found
-
-    def _digest(self, resources: Mapping[Ref, Resource]) -> str:
-        """A digest of what is asked for, whatever the files are called and however they are laid out."""
-        before, known = self._fingerprints, {}
-        for ref, resource in resources.items():
-            kept = before.get(ref)
-            if kept is None or kept[0] is not resource:
-                kept = (resource, _fingerprint(resource))
-            known[ref] = kept
-        self._fingerprints = known
-        lines = sorted(line for _, line in known.values())
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _keep(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot before this one if both say the same."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from kvmd.api.problem import Position, Problem
-from kvmd.api.resource import DNS_LABEL, Metadata, Ref, Resource, SpecModel
+from kvmd.api.resource import Metadata, Ref, Resource, SpecModel
 from kvmd.errors import Retry
+from kvmd.journal import Journal
 
 _FORMAT = 1
-_KIND = re.compile(r"[A-Z][A-Za-z0-9]{0,62}")
-_LONGEST = 8 * 2**20  # JSON of a file of the largest size allowed; anything longer was not written by us
+# The file is rewritten with only what counts once more than that many lines are out of date.
+_MOST_DEAD_LINES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +68,31 @@ class StoredObject:
 
 
 class Store:
-    """``<root>/<Kind>/<name>.json``, each replaced whole; *problems* lists what the last load could not read."""
+    """One journal of objects; the last line of an object counts. *problems* lists what could not be read."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, path: str) -> None:
         self.problems: tuple[Problem, ...] = ()
+        self.path = path
+        self._journal = Journal(path)
         self._objects: dict[Ref, StoredObject] | None = None
+        self._lines = 0
 
     def load(self) -> dict[Ref, StoredObject]:
-        """Read everything from disk; entries that cannot be read are reported and left where they are."""
+        """Read everything from disk; lines that cannot be read are reported and passed over."""
         objects: dict[Ref, StoredObject] = {}
         problems: list[Problem] = []
-        for kind in _names(self.root, problems):
-            folder = os.path.join(self.root, kind)
-            if not _KIND.fullmatch(kind):
-                continue
-            for entry in _names(folder, problems):
-                if entry.startswith(".") or not entry.endswith(".json"):
-                    continue
-                path = os.path.join(folder, entry)
+        self._lines = 0
+        try:
+            for line in self._journal.lines():
+                self._lines += 1
                 try:
-                    found = _parse(path, Ref(kind, entry.removesuffix(".json")))
-                except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                    problems.append(_broken(path, error))
-                else:
-                    objects[found.ref] = found
+                    _take(line, objects)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    if not line.strip() or not line.endswith("\n"):
+                        continue  # the machine died while this line was written: it never counted
+                    problems.append(_broken(Position(self._journal.path, self._lines), error))
+        except OSError as error:
+            problems.append(_broken(Position(self._journal.path), error))
         self.problems = tuple(problems)
         self._objects = objects
         return dict(objects)
@@ -106,87 +104,60 @@ class Store:
         return self._objects or {}
 
     def save(self, resource: Resource, generation: int) -> bool:
-        """Keep a resource durably; return False where the same was there already. Raises Retry."""
-        entry = StoredObject.of(resource, generation)
-        path = self._path(entry.ref)
-        try:
-            present = _parse(path, entry.ref)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            present = None
-        changed = present is None or not present.says_the_same_as(entry)
-        if changed:
-            try:
-                self._write(path, entry)
-            except OSError as error:
-                message = f"the last good version of {entry.ref} cannot be kept in {path}: {error.strerror}"
-                raise Retry(message, hint="make room there, or mend its permissions") from error
-        if self._objects is not None and (changed or entry.ref not in self._objects):
-            self._objects[entry.ref] = entry
-        return changed
+        """Keep one resource; return False where the same was there already. Raises Retry."""
+        return self.save_all([(resource, generation)]) > 0
 
-    def save_all(self, resources: Iterable[tuple[Resource, int]]) -> None:
-        """Keep several resources. Raises Retry."""
+    def save_all(self, resources: Iterable[tuple[Resource, int]]) -> int:
+        """Keep resources durably, with one fsync for all; return how many were news. Raises Retry."""
+        known = self.objects()
+        entries = []
         for resource, generation in resources:
-            self.save(resource, generation)
+            entry = StoredObject.of(resource, generation)
+            present = known.get(entry.ref)
+            if present is None or not present.says_the_same_as(entry):
+                entries.append(entry)
+        self._append([_line(entry) for entry in entries])
+        if self._objects is not None:
+            self._objects.update((entry.ref, entry) for entry in entries)
+        return len(entries)
 
     def remove(self, ref: Ref) -> None:
         """Forget an object. Raises Retry."""
-        path = self._path(ref)
-        try:
-            os.unlink(path)
-            _sync(os.path.dirname(path))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            message = f"the last good version of {ref} cannot be removed from {path}: {error.strerror}"
-            raise Retry(message, hint="mend its permissions") from error
+        if ref not in self.objects():
+            return
+        self._append([json.dumps({"ref": str(ref), "removed": True})])
         if self._objects is not None:
-            self._objects.pop(ref, None)
+            del self._objects[ref]
 
-    def _path(self, ref: Ref) -> str:
-        if not _KIND.fullmatch(ref.kind) or not DNS_LABEL.fullmatch(ref.name):
-            raise ValueError(f"{ref} cannot be the name of a file")
-        return os.path.join(self.root, ref.kind, f"{ref.name}.json")
-
-    def _write(self, path: str, entry: StoredObject) -> None:
-        folder = os.path.dirname(path)
-        for directory in (self.root, folder):
-            if not os.path.isdir(directory):
-                os.makedirs(directory, mode=0o700, exist_ok=True)
-                _sync(os.path.dirname(directory))
-        details = asdict(entry) | {"ref": str(entry.ref), "format": _FORMAT}
-        temporary = os.path.join(folder, f".{entry.ref.name}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    def _append(self, lines: list[str]) -> None:
         try:
-            with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as stream:
-                os.fchmod(stream.fileno(), 0o600)
-                json.dump(details, stream, ensure_ascii=False, indent=1)
-                stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _sync(folder)
+            self._journal.append(lines)
+            self._lines += len(lines)
+            if self._lines > 2 * len(self.objects()) + _MOST_DEAD_LINES:
+                kept = list(self.objects().values())
+                self._journal.rewrite(_line(entry) for entry in kept)
+                self._lines = len(kept)
+        except OSError as error:
+            message = f"what must survive cannot be kept in {self._journal.path}: {error.strerror}"
+            raise Retry(message, hint="make room there, or mend its permissions") from error
 
 
-def _names(folder: str, problems: list[Problem]) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        problems.append(_broken(folder, error))
-        return []
+def _line(entry: StoredObject) -> str:
+    details = {name: getattr(entry, name) for name in StoredObject.__slots__}
+    details |= {"ref": str(entry.ref), "format": _FORMAT}
+    return json.dumps(details, ensure_ascii=False, separators=(",", ":"))
 
 
-def _parse(path: str, ref: Ref) -> StoredObject:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-        details = json.loads(stream.read(_LONGEST))
-    found = StoredObject(
-        ref=Ref.parse(details["ref"]),
+def _take(line: str, objects: dict[Ref, StoredObject]) -> None:
+    details = json.loads(line)
+    ref = Ref.parse(details["ref"])
+    if details.get("removed"):
+        objects.pop(ref, None)
+        return
+    if details["format"] != _FORMAT:
+        raise ValueError(f"its format is {details['format']}, not {_FORMAT}")
+    objects[ref] = StoredObject(
+        ref=ref,
         metadata=dict(details["metadata"]),
         written=dict(details["written"]),
         file=str(details["file"]),
@@ -194,23 +165,10 @@ def _parse(path: str, ref: Ref) -> StoredObject:
         spec_hash=str(details["spec_hash"]),
         generation=int(details["generation"]),
     )
-    if details["format"] != _FORMAT:
-        raise ValueError(f"its format is {details['format']}, not {_FORMAT}")
-    if found.ref != ref:
-        raise ValueError(f"it describes {found.ref}")
-    return found
 
 
-def _broken(path: str, error: Exception) -> Problem:
+def _broken(position: Position, error: Exception) -> Problem:
     reason = getattr(error, "strerror", None) or str(error)
     message = f"this last good version cannot be used: {reason}"
     hint = "it is written again when its object is next applied; until then it cannot stand in for a broken file"
-    return Problem(Position(path), "stored-object", message, hint, severity="warning")
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Problem(position, "stored-object", message, hint, severity="warning")

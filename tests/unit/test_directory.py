@@ -79,7 +79,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
+    return Store(str(tmp_path / "store" / "specs.jsonl"))
 
 
 def keep(snapshot: Snapshot, store: Store) -> None:
@@ -346,7 +346,7 @@ def test_held_across_a_restart(tmp_path: Path, store: Store) -> None:
     good = place.scan()
     keep(good, store)
     path.write_text("broken: [\n")
-    place.reopen(Store(store.root))
+    place.reopen(Store(store.path))
     snapshot = place.scan()
     assert set(snapshot.resources) == set(good.resources)
     assert snapshot.resources[ref("a")].held
@@ -363,9 +363,9 @@ def test_a_stored_version_that_no_longer_validates_is_named(tmp_path: Path, stor
     path = place.write("a.yaml", spec("a"))
     keep(place.scan(), store)
     path.write_text("broken: [\n")
-    stored = tmp_path / "store" / "Tap" / "a.json"
+    stored = Path(store.path)
     stored.write_text(stored.read_text().replace('"bridge"', '"brigde"'))
-    place.reopen(Store(store.root))
+    place.reopen(Store(store.path))
     snapshot = place.scan()
     assert not snapshot.resources
     assert "stored-object" in rules(snapshot)
@@ -526,7 +526,7 @@ def test_duplicates_from_the_start(tmp_path: Path, store: Store) -> None:
     place.write("b.yaml", spec("a", "br1"))
     place.reopen()
     assert not place.scan().resources
-    place.reopen(Store(store.root))
+    place.reopen(Store(store.path))
     snapshot = place.scan()
     assert bridge(snapshot, "a") == "br0"
     assert snapshot.resources[ref("a")].held
@@ -590,7 +590,7 @@ def test_a_missing_root_at_the_start_holds_what_is_stored(tmp_path: Path, store:
     place.write("a.yaml", spec("a"))
     keep(place.scan(), store)
     shutil.rmtree(place.root)
-    place.reopen(Store(store.root))
+    place.reopen(Store(store.path))
     snapshot = place.scan()
     assert not snapshot.complete
     assert snapshot.empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from kvmd import xmlmap
@@ -17,8 +18,12 @@ from kvmd.xmlmap import Element
 SPARE_ROOT_PORTS = 8
 
 
+@lru_cache(maxsize=4096)
 def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> str:
-    """A new definition. Everything that libvirt would draw at random is written."""
+    """A new definition. Everything that libvirt would draw at random is written.
+
+    Remembered, because a new machine is planned again at each turn until its start has been seen.
+    """
     root = ElementTree.Element("domain")
     ElementTree.SubElement(root, "name").text = name
     ElementTree.SubElement(root, "uuid").text = uuid
