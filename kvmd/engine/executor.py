@@ -14,11 +14,13 @@ from typing import Protocol
 
 from kvmd.api.resource import Ref
 from kvmd.errors import KvmdError, Retry
-from kvmd.ops import LinkOp, Op
+from kvmd.ops import DomainStart, LinkOp, Op
 from kvmd.plan.model import Step
 
 MOST_SLOW_CALLS = 16
-QUEUE_PER_WORKER = 8
+# What may wait, in units of a quick call; a start costs as much as some hundred definitions.
+QUEUE_PER_WORKER = 64
+START_WEIGHT = 16
 
 
 class Hand(Protocol):
@@ -40,6 +42,12 @@ class Job:
 
     steps: tuple[Step, ...]
     batch: bool = False
+
+    @property
+    def weight(self) -> int:
+        """How much of the queue it takes."""
+        starts = any(isinstance(operation, DomainStart) for step in self.steps for operation in step.operations)
+        return START_WEIGHT if starts else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class Executor:
 
     @property
     def room(self) -> int:
-        """How many jobs may still be given without anyone waiting long."""
+        """How much weight may still be given without anyone waiting long."""
         with self._lock:
             return max(0, self._limit * QUEUE_PER_WORKER - self._waiting)
 
@@ -99,7 +107,7 @@ class Executor:
     def submit(self, job: Job) -> None:
         """Queue a job; its outcomes come out of ``outcomes()``."""
         with self._lock:
-            self._waiting += 1
+            self._waiting += job.weight
         self._jobs.put(job)
 
     def outcomes(self) -> list[Outcome]:
@@ -160,7 +168,7 @@ class Executor:
                 outcomes = _run_batch(job, hand, worker) if job.batch else [_run(job.steps[0], hand, worker)]
                 with self._lock:
                     worker.job = None
-                    self._waiting -= 1
+                    self._waiting -= job.weight
                 for outcome in outcomes:
                     self._outcomes.put(outcome)
                 self._done()

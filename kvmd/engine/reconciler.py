@@ -180,12 +180,12 @@ class Reconciler:
         if fresh:
             self._applied_store.save_all(fresh)
             self._applied = self._applied | {r.ref: _applied(r, generation) for r, generation in fresh}
-        self._forget_gone(snapshot, observed)
+        self._forget_gone(snapshot, plan, observed)
 
-    def _forget_gone(self, snapshot: Snapshot, observed: Observed) -> None:
+    def _forget_gone(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
         if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:
             return
-        gone = [ref for ref in self._applied if ref not in snapshot.resources and ref not in observed.marks]
+        gone = [ref for ref in self._applied if ref not in plan.objects]
         if not gone:
             return
         for ref in gone:
@@ -213,7 +213,7 @@ class Reconciler:
                 continue
             if waiting >= room:
                 break
-            waiting += 1
+            waiting += job.weight
             for step in job.steps:
                 self.memory.start(step)
                 if step.cause is Cause.PRUNE:

@@ -78,16 +78,23 @@ class Index:
         self._index_names(desired)
 
     def _index_marks(self, desired: Desired, observed: Observed) -> None:
-        """Where each marked object is; of several links with one mark the one under its own name counts."""
+        """Where each marked object is. A link's mark cannot name its link: it counts only under the name of its spec."""
         keys: dict[Ref, Key] = {}
         for ref, found in observed.marks.items():
-            key = found[0]
-            if len(found) > 1 and ref.kind in self._controllers:
-                resource = desired.resources.get(ref)
-                expected = self._controllers[ref.kind].host_key(ref, resource.spec if resource else None)
-                key = expected if expected in found else found[0]
-            keys[ref] = self._keys[ref] if self._keys.get(ref) == key else key
+            key: Key | None = found[0]
+            if found[0].type == "link" and ref.kind in self._controllers:
+                key = next((name for name in self._names_of_link(ref, desired) if name in found), None)
+            if key is not None:
+                keys[ref] = self._keys[ref] if self._keys.get(ref) == key else key
         self._keys = keys
+
+    def _names_of_link(self, ref: Ref, desired: Desired) -> tuple[Key, ...]:
+        """The links that its spec, and the spec that was last applied, say it is."""
+        controller = self._controllers[ref.kind]
+        resource = desired.resources.get(ref)
+        former = _spec_of(desired.applied.get(ref), controller)
+        specs = ([resource.spec] if resource is not None else []) + ([former] if former is not None else [])
+        return tuple(controller.host_key(ref, spec) for spec in specs or [None])
 
     def _index_applied(self, desired: Desired, observed: Observed) -> None:
         applied: dict[Ref, Applied] = {}
@@ -96,7 +103,7 @@ class Index:
             mark = _mark_of(observed.facts.get(key))
             if mark is None:
                 continue
-            stored = desired.applied.get(ref)
+            stored = None if mark.written else desired.applied.get(ref)
             source = (mark, stored)
             before = self._applied_from.get(ref, (None, None))
             sources[ref] = source
@@ -105,7 +112,8 @@ class Index:
             else:
                 applied[ref] = Applied.of(mark) if mark.written else _of_short(mark, stored)
         for ref, stored in desired.applied.items():
-            if ref not in applied:
+            # Generation 0 is an intention: it counts for an object that is marked, not for one that is not there.
+            if ref not in applied and stored.generation > 0:
                 applied[ref] = stored
         self._applied, self._applied_from = applied, sources
 

@@ -153,6 +153,10 @@ def _plan_object(ref: Ref, look: Look) -> ObjectPlan:
         conditions=_held(resource),
     )
     standing, fact = _standing(ref, look)
+    if standing == ABSENT and look.memory(ref).busy:
+        withheld = _withheld(base, look)
+        assert withheld is not None
+        return withheld
     refusal = _refusal(ref, resource, standing, fact, look)
     if refusal is not None:
         return replace(base, conditions=(*base.conditions, *refusal))
