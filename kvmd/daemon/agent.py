@@ -49,7 +49,10 @@ class DaemonAgent:
                 act, reply = self._requests.get_nowait()
             except queue.Empty:
                 return
-            reply.put(act())
+            try:
+                reply.put(act())
+            except Exception as error:  # whatever somebody asks for, the loop goes on
+                reply.put(Answer(1, f"{type(error).__name__}: {error}"))
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -146,7 +149,7 @@ class DaemonAgent:
                     f"the list of removals has changed since {given} was shown; now it is {digest}",
                     "look again: kvmd plan",
                 )
-            memory.prune_approved = digest
+            memory.prune_approved = self._departing()
             return Answer(0, f"approved: the removals of list {digest}")
         item = self._item(reference)
         if isinstance(item, Answer):
@@ -206,6 +209,10 @@ class DaemonAgent:
         self._assembly.reconciler.memory.change(item.ref, restart=True)
         return Answer(0, f"{reference}: restart asked for; follow it: kvmd events {reference} -w")
 
+    def _departing(self) -> frozenset[Ref]:
+        """What the last plan would remove, held or not."""
+        return frozenset(ref for ref, item in self.plan().objects.items() if item.resource is None)
+
     def _running(self, ref: Ref) -> bool:
         report = self._report
         if report is None:
@@ -226,7 +233,8 @@ class DaemonAgent:
         if report is not None and digest and digest != report.snapshot.digest:
             return Answer(6, "the directory has changed since it was planned", "look again: kvmd plan")
         if options.get("prune", True):
-            self._assembly.reconciler.memory.confirmed = True
+            for ref in self._departing():  # these, and none that goes later
+                self._assembly.reconciler.memory.change(ref, missing_since=float("-inf"))
         return Answer(0, "confirmed", data={"sequence": self._assembly.events.last})
 
 

@@ -31,7 +31,7 @@ class Remembering:
         self._specs: dict[Ref, Resource] = {}
         self._successes: dict[Ref, tuple[tuple[ops.Op, ...], float, int]] = {}
         self._pruned: tuple[tuple[float, Ref], ...] = ()
-        self.prune_approved = ""
+        self.prune_approved: frozenset[Ref] = frozenset()
         self.confirmed = False
         self.complete_since: float | None = None
 
@@ -69,8 +69,7 @@ class Remembering:
 
     def note_pruned(self, ref: Ref, now: float) -> None:
         """It was removed by us: the brake counts it for an hour."""
-        self._pruned = (*self._pruned, (now, ref))
-        self.prune_approved = self.prune_approved if self._objects else ""
+        self._pruned = (*(item for item in self._pruned if item[1] != ref), (now, ref))
 
     def take_specs(self, resources: Iterable[tuple[Ref, Resource]]) -> list[Ref]:
         """A new spec may be tried at once whatever failed before; returns the objects whose spec is new."""
@@ -92,6 +91,7 @@ class Remembering:
             self.complete_since = now
         leaving = set(departing)
         if complete:
+            self.prune_approved &= leaving
             for ref in leaving:
                 if self.of(ref).missing_since is None:
                     self.change(ref, missing_since=now)

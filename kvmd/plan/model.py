@@ -277,7 +277,7 @@ class Memory:
     """What the engine remembers; only it writes this."""
 
     objects: Mapping[Ref, ObjectMemory] = field(default_factory=lambda: MappingProxyType({}))
-    prune_approved: str = ""  # the digest of an approved list of removals
+    prune_approved: frozenset[Ref] = frozenset()  # the objects of an approved list of removals
     confirmed: bool = False  # somebody confirmed this very plan: stands in for the grace, never for the brake
     pruned: tuple[tuple[float, Ref], ...] = ()  # what was removed within the last hour, and when
     complete_since: float | None = None  # first complete look at source and host after the start

@@ -49,10 +49,10 @@ def judge(desired: Desired, observed: Observed, memory: Memory, rules: Rules, no
         if wake is not None:
             wakes.append(wake)
     brake = _brake(departing, memory, rules, now, world)
-    if brake and memory.prune_approved != digest:
+    if brake:
         approve = f"kvmd approve prune --digest {digest}"
         for ref in departing:
-            if ref not in holds or holds[ref].reason == GRACE:
+            if ref not in memory.prune_approved and (ref not in holds or holds[ref].reason == GRACE):
                 holds[ref] = Hold(ref, "Brake", f"{brake}; if that is meant type: {approve}", approve)
     return Verdict(holds, digest, min(wakes, default=None))
 
@@ -96,7 +96,7 @@ def _own_reason(
 ) -> tuple[Hold | None, float | None]:
     """A reason that speaks against removing this object, and when to look again."""
     applied = world.applied.get(ref)
-    approved = memory.prune_approved == digest
+    approved = ref in memory.prune_approved
     approve = f"kvmd approve prune --digest {digest}"
     if applied is None or not applied.known:
         if approved:
