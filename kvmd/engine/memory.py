@@ -12,12 +12,15 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.engine.backoff import delay_seconds
 from kvmd.engine.executor import Outcome
 from kvmd.observed import Domain, Observed
-from kvmd.plan.model import Cause, Memory, ObjectMemory, Step
+from kvmd.plan.model import Cause, Memory, ObjectMemory, Plan, Step
 from kvmd.plan.safety import HOUR_SECONDS
 from kvmd.settings import Backoff
 
 # The same operations again within this time of their success did not have their effect.
 FRUITLESS_SECONDS = 600.0
+# libvirt asks for the boot memory itself; the guest follows once its balloon driver runs.
+BOOT_BALLOON_SECONDS = 30.0
+BALLOON_SECONDS = 5.0
 _REPEATABLE = (ops.DomainShutdown, ops.LedgerWrite)
 
 
@@ -101,6 +104,12 @@ class Remembering:
             if item.asked_at is not None and not _active(ref, observed):
                 self.change(ref, asked_at=None, asked_last=None, power="" if item.power == "stop" else item.power)
 
+    def take_plan(self, plan: Plan) -> None:
+        """What a guest was given time for has come true."""
+        for ref, item in list(self._objects.items()):
+            if item.balloon_until is not None and ref in plan.objects and plan.objects[ref].ready:
+                self.change(ref, balloon_until=None)
+
     def start(self, step: Step) -> None:
         """The step is given to a worker."""
         self.change(step.ref, busy=step.operations[0].describe() if step.operations else "")
@@ -144,7 +153,10 @@ class Remembering:
             case ops.DomainStart() | ops.NetworkRestart():
                 power = self.of(ref).power
                 power = "" if power == "start" else power
-                self.change(ref, restart=False, approved_hash="", power=power, started_at=now)
+                until = now + BOOT_BALLOON_SECONDS
+                self.change(ref, restart=False, approved_hash="", power=power, balloon_until=until)
+            case ops.DomainSetMemory():
+                self.change(ref, balloon_until=now + BALLOON_SECONDS)
             case ops.DomainDestroy():
                 power = self.of(ref).power
                 self.change(ref, power="" if power == "stop" else power)

@@ -10,6 +10,7 @@ from kvmd import ops
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Executor, Job, Outcome
 from kvmd.engine.memory import Remembering
+from kvmd.errors import Retry
 from kvmd.host import LIBVIRT, Host
 from kvmd.observed import Observed
 from kvmd.plan.model import Applied, Cause, Controller, Desired, Memory, ObjectPlan, Plan, Rules, Step
@@ -82,9 +83,9 @@ class Reconciler:
             self._end(outcome, begun)
         snapshot, observed = self._look(begun)
         plan = self._plan(snapshot, observed, begun)
+        self.memory.take_plan(plan)
         dispatched: tuple[Step, ...] = ()
-        if act:
-            self._keep(snapshot, plan, observed)
+        if act and self._keep_safely(snapshot, plan, observed):
             dispatched = self._dispatch(plan, observed, begun)
         propagated = self._propagation(plan, begun)
         wakes = [wake for wake in (plan.wake_at, snapshot.wake_at, self._next_try(plan, begun)) if wake is not None]
@@ -160,6 +161,15 @@ class Reconciler:
             )
             for ref, item in stored.items()
         }
+
+    def _keep_safely(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> bool:
+        """False where nothing may be done, because what must survive cannot be written down first."""
+        try:
+            self._keep(snapshot, plan, observed)
+        except Retry as error:
+            self._tell("Host", "StateNotWritable", str(error), True)
+            return False
+        return True
 
     def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
         """Write down last good specs before the first act on them, and what is applied once it is."""

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_mac, derived_uuid, put_into
 from kvmd.api.quantity import Address, Boolean, DomainName, InterfaceAddress, LinkName, Mac
-from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
+from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel, hash_of
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
@@ -242,7 +242,9 @@ def plan(ref: Ref, look: Look) -> Draft:
     config = xmlmap.read(State, xmlmap.parse(network.config))
     changes = tuple(c for c in differences(config, want) if is_owned(c.path, owned) or c.path == "ips")
     operations: list[ops.Op] = []
-    mark = Mark.of(resource, look.rules.owner, network.uuid, network.mark)
+    reserved = {"reservations": hash_of(_reservations(ref, look))}
+    mark = Mark.of(resource, look.rules.owner, network.uuid, network.mark).with_resolved(reserved)
+    elsewhere = network.mark is not None and network.mark.resolved != reserved
     if changes or network.mark is None or not network.mark.says_the_same_as(mark) or network.mark.ref != ref:
         xml = _document(network.config, want, mark, {change.path for change in changes})
         operations.append(ops.NetworkDefine(network.name, network.uuid, xml))
@@ -257,6 +259,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         pending,
         status=status,
         reason=_why(network, look),
+        asked_elsewhere=elsewhere,
     )
 
 
@@ -331,6 +334,7 @@ def _create(resource: Resource, want: State, look: Look) -> Draft:
             uuid,
             Mark(look.rules.owner, resource.ref, applied.spec_hash, applied.generation),
         )
+    mark = mark.with_resolved({"reservations": hash_of(_reservations(resource.ref, look))})
     xml = _document(xmlmap.serialise(root), want, mark, None)
     bridge = want.bridge if isinstance(want.bridge, str) else ""
     define = ops.NetworkDefine(name, uuid, xml, creates=True)

@@ -122,6 +122,7 @@ class Draft:
     wake_at: float | None = None
     settled: bool = True
     reason: str = ""
+    asked_elsewhere: bool = False  # another object's spec asks for this change: it is no drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +269,7 @@ class ObjectMemory:
     approved_hash: str = ""  # the spec hash whose disruption somebody approved
     restart: bool = False  # somebody asked for one restart
     power: str = ""  # start | stop: somebody asked for it (runStrategy Manual)
-    started_at: float | None = None  # we booted it then
+    balloon_until: float | None = None  # its memory was asked for; give the guest until then
     fruitless: int = 0  # how often the same operations succeeded without having their effect
 
 

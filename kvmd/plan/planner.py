@@ -258,7 +258,7 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
             condition.type in (status.STALLED, status.BLOCKED) and condition.status for condition in base.conditions
         )
         return replace(base, observed_generation=seen, ready=ready, conditions=_with_ready(base, ready, draft.reason))
-    cause = _cause(base, standing, look)
+    cause = _cause(base, draft, standing, look)
     policy = getattr(resource.spec, "drift_policy", "Correct")
     if cause is Cause.DRIFT and policy != "Correct":
         message = f"differs from its spec and is left so (driftPolicy {policy}): {_changes(draft)}"
@@ -304,7 +304,7 @@ def _changes(draft: Draft) -> str:
     return draft.operations[0].describe() if draft.operations else ""
 
 
-def _cause(base: ObjectPlan, standing: str, look: Look) -> Cause:
+def _cause(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> Cause:
     memory = look.memory(base.ref)
     if standing == ABSENT:
         return Cause.DRIFT if _was_there(base) else Cause.CREATE
@@ -312,7 +312,7 @@ def _cause(base: ObjectPlan, standing: str, look: Look) -> Cause:
         return Cause.ADOPT
     if memory.power or memory.restart or memory.approved_hash:
         return Cause.REQUEST
-    return Cause.DRIFT if _was_there(base) else Cause.SPEC
+    return Cause.DRIFT if _was_there(base) and not draft.asked_elsewhere else Cause.SPEC
 
 
 def _was_there(base: ObjectPlan) -> bool:

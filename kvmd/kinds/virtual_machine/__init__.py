@@ -85,7 +85,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     want = wanted(resource, domain, config, look)
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     changes, definition = _definition(resource, domain, config, want, known, look)
-    running, live = _running(resource, domain, want, known, look)
+    running, live = _running(resource, domain, config, want, known, look)
     restart = domain is not None and domain.active and _restarts(resource, domain, running, look)
     acts = power.decide(resource, domain, restart, uuid, look)
     absent = _absent_files(resource.spec, look)
@@ -96,13 +96,13 @@ def plan(ref: Ref, look: Look) -> Draft:
     needs = _needs(resource.spec, operations)
     return Draft(
         operations,
-        tuple(dict.fromkeys((*changes, *running.changes))),
+        _once_each((*changes, *running.changes)),
         running.pending,
         conditions,
         needs,
         status_of(resource, domain, live, want.state, known, look),
         min(wakes, default=None),
-        acts.settled and not (absent and acts.operations),
+        acts.settled and running.wake_at is None and not (absent and acts.operations),
         acts.reason if not changes and not running.changes else "",
     )
 
@@ -205,7 +205,7 @@ def _is_medium(path: str, owned: frozenset[str]) -> bool:
 
 
 def _running(
-    resource: Resource, domain: Domain | None, want: Wanted, known: Known, look: Look
+    resource: Resource, domain: Domain | None, config: State | None, want: Wanted, known: Known, look: Look
 ) -> tuple[LiveChanges, State | None]:
     if domain is None or domain.live is None:
         return LiveChanges(), None
@@ -214,11 +214,19 @@ def _running(
     found = _owned(differences(live, want.state), resource, look.applied(resource.ref))
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(resource, domain))
-    judged = balloon(domain, (live, want.state), look.memory(resource.ref), look.now)
+    judged = balloon((live, config or want.state, want.state), look.memory(resource.ref), look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
     changes = live_changes(domain, root, known, (live, want.state), found)
     return replace(changes, wake_at=judged.wait_until, conditions=_unanswered(judged, live, want)), live
+
+
+def _once_each(changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    """A leaf that differs in the definition and in the running self is one change to people."""
+    found: dict[str, Change] = {}
+    for change in changes:
+        found.setdefault(change.path, change)
+    return tuple(found.values())
 
 
 def _unanswered(judged: Balloon, live: State, want: Wanted) -> tuple[Condition, ...]:

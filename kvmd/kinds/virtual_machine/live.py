@@ -19,8 +19,6 @@ from kvmd.xmlmap import Element
 
 _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?")
 SWITCHABLE = ("network:", "bridge:")
-# libvirt itself asks for the boot memory; the guest follows once its balloon driver runs.
-BALLOON_PATIENCE_SECONDS = 30.0
 BALLOON_TRIES = 3
 
 
@@ -42,13 +40,13 @@ class Balloon(NamedTuple):
     unanswered: bool = False
 
 
-def balloon(domain: Domain, states: tuple[State, State], memory: ObjectMemory, now: float) -> Balloon:
-    """Judge a difference of memory: a guest in boot, or one without a driver, shows its maximum."""
-    live, want = states
-    if live.memory == want.memory or live.memory != live.max_memory:
+def balloon(states: tuple[State, State, State], memory: ObjectMemory, now: float) -> Balloon:
+    """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
+    live, config, want = states
+    if live.memory == want.memory or config.memory != want.memory:
         return Balloon()
-    if memory.started_at is not None and now < memory.started_at + BALLOON_PATIENCE_SECONDS:
-        return Balloon(wait_until=memory.started_at + BALLOON_PATIENCE_SECONDS)
+    if memory.balloon_until is not None and now < memory.balloon_until:
+        return Balloon(wait_until=memory.balloon_until)
     return Balloon(unanswered=memory.fruitless >= BALLOON_TRIES)
 
 
