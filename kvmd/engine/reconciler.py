@@ -181,7 +181,7 @@ class Reconciler:
             if item.resource is None or item.resource.held:
                 continue
             known = self._applied.get(ref)
-            if known is None and item.step is not None:
+            if known is None and item.step is not None and not _carries_its_mark(item.step):
                 fresh.append((item.resource, 0))
             elif item.ready and (
                 known is None or known.generation != item.generation or not known.of_this(item.resource)
@@ -284,6 +284,11 @@ def _applied(resource: Resource, generation: int) -> Applied:
         annotations=resource.metadata.annotations,
         known=True,
     )
+
+
+def _carries_its_mark(step: Step) -> bool:
+    """True where the first operation writes the whole spec with the object: nothing need be kept beside it."""
+    return bool(step.operations) and isinstance(step.operations[0], ops.DomainDefine | ops.NetworkDefine)
 
 
 def _jobs(steps: tuple[Step, ...]) -> list[Job]:

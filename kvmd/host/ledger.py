@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from kvmd import ops
 from kvmd.api.resource import Ref
+from kvmd.errors import Retry
 from kvmd.journal import Journal
 from kvmd.observed import Fact, Key, Ledger
 
@@ -55,10 +56,17 @@ class LedgerFile:
         self.facts = {Key("ledger", str(ref)): entry for ref, entry in self._entries.items()}
 
     def write(self, operation: ops.LedgerWrite) -> None:
-        """Append one entry, durable when this returns; the operation's name is ``Kind/name``."""
-        self._journal.append([_line(operation.name, operation.entry, operation.value)])
+        """Append one entry, durable when this returns; the operation's name is ``Kind/name``. Raises Retry."""
+        ref = Ref.parse(operation.name)
+        if operation.entry == "forget" and ref not in self._entries:
+            return
+        try:
+            self._journal.append([_line(operation.name, operation.entry, operation.value)])
+        except OSError as error:
+            message = f"{operation.describe()}: {self._journal.path} cannot be written: {error.strerror}"
+            raise Retry(message, hint="make room there, or mend its permissions") from error
         self._lines += 1
-        self._set(Ref.parse(operation.name), operation.entry, operation.value)
+        self._set(ref, operation.entry, operation.value)
         self._publish()
         if self._lines > COMPACT_LINES + 4 * len(self._entries):
             self._compact()

@@ -116,6 +116,10 @@ class _Stale:
         return self.everything or bool(self.domains) or bool(self.networks)
 
 
+# From so many domains on, flags are read by list.
+BULK = 8
+
+
 class LibvirtFacts:
     """The reader: one thread with one connection that only calls what never blocks on a stuck guest."""
 
@@ -129,6 +133,7 @@ class LibvirtFacts:
         self._domains: dict[str, _Entry] = {}
         self._networks: dict[str, _Entry] = {}
         self._connection: Any = None
+        self._flags: tuple[frozenset[str], frozenset[str]] | None = None  # transient, autostart
         self._busy_since: float | None = None
         self._relisted = 0.0
         self._error: KvmdError | None = BackendUnavailable("libvirt was not asked yet")
@@ -215,9 +220,10 @@ class LibvirtFacts:
             if self._connection is None or not self._connection.isAlive():
                 self._reconnect()
                 stale.everything = True
-            if stale.everything:
+            if stale.everything or len(stale.domains) > len(self._domains):
                 self._relist()
             else:
+                self._look_at_flags(bulk=len(stale.domains) > BULK)
                 for uuid in stale.domains:
                     self._reread(uuid, self._domains, self._find_domain, self._domain_entry)
                 for uuid in stale.networks:
@@ -229,6 +235,17 @@ class LibvirtFacts:
         except KvmdError as error:
             return error
         return None
+
+    def _look_at_flags(self, bulk: bool) -> None:
+        """Two lists instead of two calls a domain: who is transient, and who has libvirt's autostart on."""
+        self._flags = None
+        if bulk:
+            transient = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
+            autostart = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
+            self._flags = (
+                frozenset(domain.UUIDString() for domain in transient),
+                frozenset(domain.UUIDString() for domain in autostart),
+            )
 
     def _reconnect(self) -> None:
         now = time.monotonic()
@@ -254,6 +271,7 @@ class LibvirtFacts:
         self.relists += 1
         with counted(self._recorder, "listAllDomains", "read"):
             domains = self._connection.listAllDomains(0)
+        self._look_at_flags(bulk=len(domains) > BULK)
         self._domains = self._entries(domains, self._domains, self._domain_entry)
         try:
             with counted(self._recorder, "listAllNetworks", "read"):
@@ -296,7 +314,9 @@ class LibvirtFacts:
 
     def _domain_entry(self, domain: Any, before: _Entry | None) -> _Entry:
         state, reason = domain.state()
-        active = state not in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED) or bool(domain.isActive())
+        active = state != libvirt.VIR_DOMAIN_SHUTOFF
+        if state == libvirt.VIR_DOMAIN_CRASHED:
+            active = bool(domain.isActive())
         secure = libvirt.VIR_DOMAIN_XML_SECURE
         config = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
         live = domain.XMLDesc(secure) if active else None
@@ -305,6 +325,11 @@ class LibvirtFacts:
         reasons = _REASONS.get(word, ())
         old = before.fact if before is not None and isinstance(before.fact, Domain) else None
         uuid = domain.UUIDString()
+        if self._flags is not None:
+            persistent, autostart = uuid not in self._flags[0], uuid in self._flags[1]
+        else:
+            persistent = bool(domain.isPersistent())
+            autostart = bool(persistent and domain.autostart())
         fact = Domain(
             name=domain.name(),
             uuid=uuid,
@@ -312,8 +337,8 @@ class LibvirtFacts:
             reason=reasons[reason] if 0 <= reason < len(reasons) else "unknown",
             config=config,
             live=live,
-            persistent=bool(domain.isPersistent()),
-            autostart=bool(domain.isPersistent() and domain.autostart()),
+            persistent=persistent,
+            autostart=autostart,
             mark=old.mark if old is not None and old.config == config else _mark(config),
             boot_mark=old.boot_mark if old is not None and old.live == live else _mark(live),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -70,7 +71,7 @@ class Change:
         return {"path": f"spec.{self.path}", "from": plain(self.before), "to": plain(self.after)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Applied:
     """What was last applied of an object: from its mark, else from the store, else unknown."""
 
@@ -99,7 +100,7 @@ class Applied:
         """True where that very spec was applied (links keep only the first 16 digits of its hash)."""
         return self.generation > 0 and resource.spec_hash.startswith(self.spec_hash or "-")
 
-    @property
+    @cached_property
     def owned(self) -> frozenset[str]:
         """The paths of every leaf that was written then."""
         return frozenset(leaf_paths(self.written)) if self.written else frozenset()
