@@ -67,7 +67,7 @@ class Daemon:
         vars(module).update(
             Session=Session,
             daemon_holds_lock=lambda settings: daemon.locked,
-            run_daemon=lambda settings, *, once: daemon.seen.append((settings, once)) or 7,
+            run_daemon=lambda settings, *, once, reload: daemon.seen.append((settings, once)) or 7,
             render_object=lambda settings, ref: f"<{ref}/>",
         )
         return module
