@@ -15,6 +15,7 @@ readonly packages=(
     python3 python3-venv python3-libvirt ca-certificates
 )
 readonly qemu_conf=/etc/libvirt/qemu.conf conf_mark='# kvmd quickstart: this system is a chroot'
+readonly kvm_group=kvmd-quickstart-kvm
 readonly up_within=240 # seconds for both guests; about 15 where nothing else runs
 
 missing=() changed=() step=0
@@ -120,7 +121,8 @@ announce() {
     fi
     if ! has_systemd && ! libvirt_answers; then
         say "  - start virtlogd and libvirtd, since no systemd runs here to do so"
-        ! ischroot || say "  - write 'namespaces = []' into $qemu_conf, since this is a chroot"
+        ! in_chroot || say "  - write 'namespaces = []' into $qemu_conf, since this is a chroot"
+        say "  - put libvirt's QEMU user into the group of /dev/kvm, where that group is unknown here"
     fi
     say "  - put kvmd into $venv (a Python virtual environment; its libraries are downloaded by pip, pinned by hash)"
     say "  - build a small guest in $home from Debian's cloud kernel and busybox"
@@ -175,6 +177,7 @@ start_libvirt() {
         quietly systemctl enable --now virtlogd.socket libvirtd.service
     else
         allow_chroot
+        allow_kvm
         launch virtlogd "$log" virtlogd
         launch libvirtd "$log" /usr/bin/python3 "$here/deploy/reaper.py" libvirtd
     fi
@@ -188,11 +191,26 @@ start_libvirt() {
     did "started"
 }
 
-allow_chroot() { # libvirt enters the mount namespace of each QEMU, and whoever enters one leaves the chroot that it was in
-    if ischroot && ! grep -q '^namespaces' "$qemu_conf"; then
+in_chroot() { # whoever enters a mount namespace stands at its root, outside any chroot that it came from
+    [[ "$(nsenter --mount=/proc/$$/ns/mnt stat -Lc %d:%i / 2>/dev/null || true)" != "$(stat -Lc %d:%i /)" ]]
+}
+
+allow_chroot() { # libvirt enters the mount namespace of each QEMU, and would leave the chroot
+    if in_chroot && ! grep -q '^namespaces' "$qemu_conf"; then
         printf '\n%s\nnamespaces = []\n' "$conf_mark" >> "$qemu_conf"
         note qemu.conf
     fi
+}
+
+# A container often gets /dev/kvm from a host where the group kvm has another number. libvirt then finds KVM with one
+# look and none with the next, and examines QEMU anew for every definition: 10 to 20 seconds each.
+allow_kvm() {
+    local gid
+    [[ -e /dev/kvm && $(stat -c %a /dev/kvm) == *[0-5] ]] || return 0
+    gid=$(stat -c %g /dev/kvm)
+    if [[ " $(id -G libvirt-qemu 2>/dev/null) " == *" $gid "* ]] || getent group "$gid" > /dev/null; then return 0; fi
+    groupadd --gid "$gid" "$kvm_group" && usermod --append --groups "$kvm_group" libvirt-qemu
+    note group
 }
 
 pid_file() { echo "/run/kvmd-quickstart-$1.pid"; }
@@ -479,6 +497,7 @@ take_down_libvirt() { # only where this script started it, and only if it serves
         done_in "left running: others use them"
         return
     fi
+    ! was_made group || groupdel "$kvm_group" 2>/dev/null || true
     ! was_made qemu.conf || sed -i "/^$conf_mark\$/,/^namespaces = \[\]\$/d" "$qemu_conf"
     for name in libvirtd virtlogd; do
         pid=$(cat "$(pid_file "$name")" 2>/dev/null) || continue

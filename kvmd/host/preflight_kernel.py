@@ -6,6 +6,7 @@ import errno
 import grp
 import os
 import platform
+import pwd
 import re
 import shutil
 import stat
@@ -76,20 +77,38 @@ def kvm_modules() -> Check:
 
 def kvm_device() -> Check:
     """/dev/kvm, and that QEMU's user may open it."""
-    why = f"QEMU opens it, as user libvirt-qemu in group kvm: {KVM_WHY}"
     try:
         status = os.stat("/dev/kvm")
     except OSError as error:
-        fix = "modprobe kvm_intel || modprobe kvm_amd"
-        return Check("kvm-device", "warn", f"/dev/kvm: {error.strerror}", why, fix)
+        why = f"QEMU opens it: {KVM_WHY}"
+        return Check(
+            "kvm-device", "warn", f"/dev/kvm: {error.strerror}", why, "modprobe kvm_intel || modprobe kvm_amd"
+        )
+    why = "QEMU opens it as its own user; where it may not, libvirt examines QEMU anew at each definition (10 s each)"
     try:
         group = grp.getgrgid(status.st_gid).gr_name
     except KeyError:
-        group = str(status.st_gid)
+        group = f"{status.st_gid}, which has no name here"
     found = f"/dev/kvm is {stat.filemode(status.st_mode)}, group {group}"
-    if status.st_mode & 0o006 == 0o006 or (group == "kvm" and status.st_mode & 0o060 == 0o060):
+    user = _qemu_user()
+    if user is None or status.st_mode & 0o006 == 0o006:
         return Check("kvm-device", "ok", found, why)
-    return Check("kvm-device", "warn", found, why, "chgrp kvm /dev/kvm && chmod 660 /dev/kvm")
+    if status.st_mode & 0o060 == 0o060 and status.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
+        return Check("kvm-device", "ok", f"{found}, to which {user.pw_name} belongs", why)
+    fix = (
+        f"chgrp kvm /dev/kvm && chmod 660 /dev/kvm; in a container, where the device is the host's: "
+        f"groupadd -g {status.st_gid} kvm-host && usermod -aG kvm-host {user.pw_name}; then restart libvirtd"
+    )
+    return Check("kvm-device", "warn", f"{found}; {user.pw_name} may not open it", why, fix)
+
+
+def _qemu_user() -> pwd.struct_passwd | None:
+    for name in ("libvirt-qemu", "qemu"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    return None
 
 
 def usable_kvm() -> tuple[bool, str]:
