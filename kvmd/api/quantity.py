@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Strict, WithJsonSchema
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/ (the part that sizes use)
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_QUANTITY = re.compile(r"(\d+)(\.\d+)?([kMGT]i?|Ki)?")
+_QUANTITY = re.compile(r"([0-9]+)(\.[0-9]+)?(k|[KMGT]i|[MGT])?")
+# https://www.w3.org/TR/xml/#charsets
+_NOT_IN_XML = frozenset({"\ufffe", "\uffff"} | {chr(code) for code in range(0xD800, 0xE000)})
 _MAC = re.compile(r"([0-9a-fA-F]{1,2}:){5}[0-9a-fA-F]{1,2}")
 
 MEBIBYTE = 2**20
@@ -56,13 +58,23 @@ def normalise_mac(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    return str(ipaddress.ip_address(value))
+    return str(ipaddress.ip_address(_without_zone(value)))
+
+
+def _ipv4(value: str) -> str:
+    return str(ipaddress.IPv4Address(value))
+
+
+def _without_zone(value: str) -> str:
+    if "%" in value:
+        raise ValueError(f"'{value}' names a zone; leave out the part from '%' on")
+    return value
 
 
 def _interface(value: str) -> str:
     if "/" not in value:
         raise ValueError(f"'{value}' has no prefix length; write it as {value}/24")
-    return str(ipaddress.ip_interface(value))
+    return str(ipaddress.ip_interface(_without_zone(value)))
 
 
 def _network(value: str) -> str:
@@ -76,7 +88,7 @@ def _absolute(value: str) -> str:
 
 
 def _printable(value: str) -> str:
-    if any(ord(character) < 32 and character not in "\t\n" for character in value):
+    if any((character < " " and character not in "\t\n") or character in _NOT_IN_XML for character in value):
         raise ValueError("control characters cannot be written to libvirt")
     return value
 
@@ -103,13 +115,15 @@ def domain_name(value: str) -> str:
 Integer = Annotated[int, Strict()]
 Boolean = Annotated[bool, Strict()]
 Text = Annotated[str, AfterValidator(_printable)]
-_SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?([kMGT]i?|Ki)?$"}, {"type": "integer"}]}
+_SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|[KMGT]i|[MGT])?$"
+_SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": _SIZE_PATTERN}, {"type": "integer"}]}
 Size = Annotated[int, BeforeValidator(parse_quantity), WithJsonSchema(_SIZE_SCHEMA)]
 Memory = Annotated[
     int, BeforeValidator(parse_quantity), AfterValidator(_whole_mebibytes), WithJsonSchema(_SIZE_SCHEMA)
 ]
 Mac = Annotated[str, AfterValidator(normalise_mac)]
 Address = Annotated[str, AfterValidator(_address)]
+Ipv4Address = Annotated[str, AfterValidator(_ipv4)]
 InterfaceAddress = Annotated[str, AfterValidator(_interface)]
 IpNetwork = Annotated[str, AfterValidator(_network)]
 HostPath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolute)]

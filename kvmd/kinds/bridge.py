@@ -218,7 +218,7 @@ def _wanted(spec: Spec, link: Link | None, uplinks: list[Link]) -> State:
         if spec.forward_delay_seconds is None or not spec.stp
         else float(spec.forward_delay_seconds),
         mtu=LEAVE if spec.mtu is None else spec.mtu,
-        addresses=tuple(sorted(spec.addresses.static)),
+        addresses=tuple(sorted(set(spec.addresses.static))),
         uplinks=tuple(sorted(uplink.name for uplink in uplinks)),
     )
 
@@ -232,7 +232,7 @@ def _seen(link: Link | None, want: State, look: Look) -> State | None:
         stp=link.stp,
         forward_delay_seconds=link.forward_delay_seconds,
         mtu=link.mtu,
-        addresses=tuple(sorted(set(addresses_of(link)) & set(want.addresses))),
+        addresses=tuple(sorted(set(addresses_of(link, want.addresses)) & set(want.addresses))),
         uplinks=tuple(sorted(set(_ports(look, link.name).members) & set(want.uplinks))),
     )
 
@@ -255,7 +255,7 @@ def _create(resource: Resource, link: Link | None, uplinks: list[Link], look: Lo
     ]
     operations += [_enslave(uplink, name) for uplink in uplinks]
     operations.append(ops.LinkSet(name, up=True))
-    operations += [ops.AddressAdd(name, 0, cidr) for cidr in spec.addresses.static]
+    operations += address_operations(None, name, spec.addresses.static, ())[0]
     return operations
 
 

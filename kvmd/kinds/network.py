@@ -12,10 +12,10 @@ from pydantic import model_validator
 
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_mac, derived_uuid, put_into
-from kvmd.api.quantity import Address, Boolean, DomainName, InterfaceAddress, LinkName, Mac
+from kvmd.api.quantity import Address, Boolean, DomainName, InterfaceAddress, Ipv4Address, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel, hash_of
 from kvmd.api.schema import Update, branch, leaf
-from kvmd.api.status import Pending
+from kvmd.api.status import DEGRADED, Condition, Pending
 from kvmd.errors import Blocked
 from kvmd.observed import Key, Link, Ports
 from kvmd.observed import Network as Fact
@@ -26,6 +26,9 @@ from kvmd.xmlmap import Element
 KIND = "Network"
 PLURAL = "networks"
 SHORT = "net"
+
+
+DNS_NAME = r"^[a-zA-Z0-9.-]+$"  # libvirt's schema: dnsName
 
 
 class Forward(SpecModel):
@@ -52,7 +55,13 @@ class NetworkBridge(SpecModel):
 class Domain(SpecModel):
     """The DNS domain."""
 
-    name: str | None = leaf(None, about="DNS domain given to guests.", example="lab.example", update=Update.REPLUG)
+    name: str | None = leaf(
+        None,
+        about="DNS domain given to guests.",
+        example="lab.example",
+        update=Update.REPLUG,
+        pattern=DNS_NAME,
+    )
 
 
 class Range(SpecModel):
@@ -66,8 +75,8 @@ class Host(SpecModel):
     """A DHCP reservation."""
 
     mac: Mac = leaf(about="MAC of the guest's NIC.", example="52:54:00:12:34:56")
-    ip: Address = leaf(about="The address that it gets.", example="192.168.122.10")
-    name: str | None = leaf(None, about="Host name that it gets.", example="web")
+    ip: Ipv4Address = leaf(about="The IPv4 address that it gets.", example="192.168.122.10")
+    name: str | None = leaf(None, about="Host name that it gets.", example="web", pattern=DNS_NAME)
 
 
 class Dhcp(SpecModel):
@@ -95,7 +104,21 @@ class Ip(SpecModel):
         for host in self.dhcp.hosts:
             if ipaddress.ip_address(host.ip) not in network:
                 raise ValueError(f"the reservation {host.ip} does not lie within {network}")
+        for what in ("mac", "ip"):
+            values = [getattr(host, what) for host in self.dhcp.hosts]
+            if len(values) != len(set(values)):
+                raise ValueError(f"two reservations have the same {what}")
         return self
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return ipaddress.ip_interface(self.address).version
+
+    @property
+    def serves(self) -> bool:
+        """True where it has DHCP by its own words."""
+        return bool(self.dhcp.ranges or self.dhcp.hosts)
 
 
 class Spec(SpecModel):
@@ -117,6 +140,19 @@ class Spec(SpecModel):
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: remove the network, or only take the mark off.", example="Delete"
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        """Refuse what libvirt refuses of any network."""
+        addresses = [ip.address.split("/")[0] for ip in self.ips]
+        if len(addresses) != len(set(addresses)):
+            raise ValueError("two subnets have the same address")
+        if self.forward.mode in ("route", "open") and not self.ips:
+            raise ValueError(f"forward mode {self.forward.mode} needs a subnet; write `ips`")
+        for version in (4, 6):
+            if sum(ip.serves for ip in self.ips if ip.version == version) > 1:
+                raise ValueError(f"libvirt serves DHCP on one IPv{version} subnet of a network only")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +231,7 @@ class State:
         metadata=at("bridge.stp", xml=xmlmap.attribute("bridge", "stp", {"on": True, "off": False}))
     )
     domain: str | None = field(metadata=at("domain.name", xml=xmlmap.attribute("domain", "name")))
-    subnets: tuple[Subnet, ...] = field(metadata=at("ips", xml=xmlmap.Place(_subnets_get, _subnets_put)))
+    subnets: tuple[Subnet, ...] | Leave = field(metadata=at("ips", xml=xmlmap.Place(_subnets_get, _subnets_put)))
 
 
 def host_key(ref: Ref, spec: Spec | None) -> Key:
@@ -234,13 +270,13 @@ def plan(ref: Ref, look: Look) -> Draft:
     assert resource is not None and isinstance(resource.spec, Spec)
     fact = look.fact(look.key(ref))
     network = fact if isinstance(fact, Fact) else None
-    want = _wanted(resource, look)
+    want = _wanted(resource, look, network is not None and network.config is not None)
     applied = look.applied(ref)
     owned = resource.owned | (applied.owned if applied else frozenset())
     if network is None or network.config is None:
         return _create(resource, want, look)
     config = xmlmap.read(State, xmlmap.parse(network.config))
-    changes = tuple(c for c in differences(config, want) if is_owned(c.path, owned) or c.path == "ips")
+    changes = tuple(c for c in differences(config, want) if is_owned(c.path, owned))
     operations: list[ops.Op] = []
     reserved = {"reservations": hash_of(_reservations(ref, look))}
     mark = Mark.of(resource, look.rules.owner, network.uuid, network.mark).with_resolved(reserved)
@@ -257,6 +293,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         tuple(operations),
         tuple(dict.fromkeys((*changes, *found))),
         pending,
+        _unserved(want, ref, look),
         status=status,
         reason=_why(network, look),
         asked_elsewhere=elsewhere,
@@ -280,11 +317,16 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     return Draft((*stop, ops.NetworkUndefine(network.name, network.uuid)))
 
 
-def _wanted(resource: Resource, look: Look) -> State:
+def _wanted(resource: Resource, look: Look, exists: bool) -> State:
     spec = resource.spec
     assert isinstance(spec, Spec)
-    reserved = _reservations(resource.ref, look)
-    subnets = tuple(sorted((_wanted_subnet(ip, reserved) for ip in spec.ips), key=lambda subnet: subnet.name))
+    applied = look.applied(resource.ref)
+    subnets: tuple[Subnet, ...] | Leave = LEAVE
+    if not exists or "ips" in resource.owned | (applied.owned if applied else frozenset()):
+        reserved = _reservations(resource.ref, look)
+        serving = _serving(spec, reserved)
+        found = (_wanted_subnet(ip, reserved if ip is serving else {}) for ip in spec.ips)
+        subnets = tuple(sorted(found, key=lambda subnet: subnet.name))
     return State(
         forward=spec.forward.mode,
         bridge=LEAVE if spec.bridge.name is None else spec.bridge.name,
@@ -294,11 +336,35 @@ def _wanted(resource: Resource, look: Look) -> State:
     )
 
 
+def _serving(spec: Spec, reserved: Mapping[str, tuple[str, str]]) -> Ip | None:
+    """The one IPv4 subnet that has DHCP: libvirt refuses a network with two."""
+    subnets = [ip for ip in spec.ips if ip.version == 4]
+    own = (ip for ip in subnets if ip.serves)
+    fitting = (ip for ip in subnets if any(_is_in(address, ip) for address, _ in reserved.values()))
+    return next(own, None) or next(fitting, None)
+
+
+def _is_in(address: str, ip: Ip) -> bool:
+    """True where a guest on that subnet can have the address."""
+    interface = ipaddress.ip_interface(ip.address)
+    return ipaddress.ip_address(address) in interface.network and address != str(interface.ip)
+
+
+def _unserved(want: State, ref: Ref, look: Look) -> tuple[Condition, ...]:
+    """Say which reservations of VMs are not made."""
+    served = {host[1] for subnet in want.subnets for host in subnet.hosts} if want.subnets is not LEAVE else set()
+    lost = [f"{name} {address}" for address, name in _reservations(ref, look).values() if address not in served]
+    if not lost:
+        return ()
+    text = f"no reservation for {', '.join(sorted(lost))}: not in the subnet of this network that has DHCP"
+    return (Condition(DEGRADED, True, "NotReserved", text),)
+
+
 def _wanted_subnet(ip: Ip, reserved: Mapping[str, tuple[str, str]]) -> Subnet:
-    network = ipaddress.ip_interface(ip.address).network
     hosts = {host.mac: (host.mac, host.ip, host.name or "") for host in ip.dhcp.hosts}
+    taken = {host.ip for host in ip.dhcp.hosts}
     for mac, (address, name) in reserved.items():
-        if ipaddress.ip_address(address) in network:
+        if _is_in(address, ip) and address not in taken:
             hosts.setdefault(mac, (mac, address, name))
     ranges = tuple(sorted((item.start, item.end) for item in ip.dhcp.ranges))
     return Subnet(str(ipaddress.ip_interface(ip.address)), ranges, tuple(sorted(hosts.values())))
@@ -368,7 +434,7 @@ def _running(
         # libvirt goes on saying that the network is active after its bridge was deleted.
         return [ops.NetworkRestart(network.name, network.uuid, bridge, taps, ())], (), ()
     live = xmlmap.read(State, xmlmap.parse(network.live))
-    found = tuple(c for c in differences(live, want) if is_owned(c.path, owned) or c.path == "ips")
+    found = tuple(c for c in differences(live, want) if is_owned(c.path, owned))
     in_place = [c for c in found if c.path == "ips" and _same_subnets(live, want)]
     disruptive = [c for c in found if c not in in_place]
     operations: list[ops.Op] = _dhcp_updates(network, live, want) if in_place and not disruptive else []
@@ -385,11 +451,14 @@ def _running(
 
 
 def _same_subnets(live: State, want: State) -> bool:
+    if live.subnets is LEAVE or want.subnets is LEAVE:
+        return False
     return [subnet.name for subnet in live.subnets] == [subnet.name for subnet in want.subnets]
 
 
 def _dhcp_updates(network: Fact, live: State, want: State) -> list[ops.Op]:
     """Removals first, so that an address can move from one reservation to another."""
+    assert live.subnets is not LEAVE and want.subnets is not LEAVE
     order = [_subnet(ip).name for ip in xmlmap.parse(network.live or "").findall("ip")]
     removals: list[ops.Op] = []
     additions: list[ops.Op] = []

@@ -116,7 +116,7 @@ def plan(ref: Ref, look: Look) -> Draft:
             ops.TapCreate(name, alias, "tun", owner, group),
             ops.LinkSet(name, mtu=spec.mtu, up=True),
         ]
-        operations += [ops.AddressAdd(name, 0, cidr) for cidr in spec.addresses]
+        operations += address_operations(None, name, spec.addresses, ())[0]
         operations += [ops.RouteAdd(name, 0, route.to, route.via or "", route.metric) for route in spec.routes]
         return Draft(tuple(operations), status=link_status(None))
     applied = look.applied(ref)
@@ -124,9 +124,10 @@ def plan(ref: Ref, look: Look) -> Draft:
     owned = resource.owned | (applied.owned if applied else frozenset())
     operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
     more, _ = address_operations(link, name, spec.addresses, former.get("addresses", ()))
-    missing = set(spec.addresses) - set(addresses_of(link))
+    have = addresses_of(link, spec.addresses)
+    missing = set(spec.addresses) - set(have)
     if more:
-        changes.append(Change("addresses", tuple(sorted(addresses_of(link))), tuple(sorted(spec.addresses))))
+        changes.append(Change("addresses", tuple(sorted(have)), tuple(sorted(spec.addresses))))
     routes = _route_operations(link, spec, former.get("routes", ()))
     if routes:
         changes.append(Change("routes", tuple(route.to for route in link.routes), tuple(r.to for r in spec.routes)))
@@ -179,10 +180,14 @@ def _attributes(
 def _route_operations(link: Link, spec: Spec, former: tuple[dict[str, object], ...]) -> list[ops.Op]:
     """Add missing routes, remove those that were ours and are no longer asked for."""
     have = {(route.to, route.via, route.metric) for route in link.routes}
-    want = {(route.to, route.via or "", route.metric) for route in spec.routes}
+    want = {_triple(route) for route in spec.routes}
     # The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER).
     known = have | {(to, via, 0) for to, via, metric in have if metric == 1024}
-    then = {(str(item.get("to")), str(item.get("via") or ""), int(str(item.get("metric") or 0))) for item in former}
+    then = {_triple(Route.model_validate(item)) for item in former}
     operations: list[ops.Op] = [ops.RouteAdd(link.name, link.index, *route) for route in sorted(want - known)]
     operations += [ops.RouteDelete(link.name, link.index, *route) for route in sorted((then - want) & known)]
     return operations
+
+
+def _triple(route: Route) -> tuple[str, str, int]:
+    return (route.to, route.via or "", route.metric)

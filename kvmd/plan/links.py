@@ -43,12 +43,16 @@ def same_kind_or_refuse(ref: Ref, link: Link | None, kind: str, mode: str = "") 
         )
 
 
-def addresses_of(link: Link) -> tuple[str, ...]:
-    """The addresses that can be owned: link-local ones of IPv6 and non-permanent ones are the kernel's."""
+def addresses_of(link: Link, ours: Iterable[str] = ()) -> tuple[str, ...]:
+    """The addresses that can be owned.
+
+    Link-local ones of IPv6 (but for *ours*) and non-permanent ones are the kernel's.
+    """
+    said = frozenset(ours)
     return tuple(
         address.cidr
         for address in link.addresses
-        if address.permanent and not (address.scope == "link" and ":" in address.cidr)
+        if address.permanent and (address.cidr in said or not (address.scope == "link" and ":" in address.cidr))
     )
 
 
@@ -56,14 +60,19 @@ def address_operations(
     link: Link | None, name: str, wanted: Iterable[str], before: Iterable[str]
 ) -> tuple[list[ops.Op], tuple[str, ...]]:
     """Add what is missing, then remove what *before* (last applied) had and *wanted* has not; new before old."""
-    have = addresses_of(link) if link is not None else ()
+    want, former = tuple(dict.fromkeys(map(_normal, wanted))), frozenset(map(_normal, before))
+    have = addresses_of(link, (*want, *former)) if link is not None else ()
     index = link.index if link is not None else 0
-    want = tuple(str(ipaddress.ip_interface(cidr)) for cidr in wanted)
-    gone = tuple(cidr for cidr in have if cidr in set(before) and cidr not in want)
+    gone = tuple(cidr for cidr in have if cidr in former and cidr not in want)
     keep = tuple(cidr for cidr in (*have, *want) if cidr not in gone)
     operations: list[ops.Op] = [ops.AddressAdd(name, index, cidr) for cidr in want if cidr not in have]
     operations += [ops.AddressDelete(name, index, cidr, tuple(dict.fromkeys(keep))) for cidr in gone]
     return operations, tuple(cidr for cidr in have if cidr not in gone)
+
+
+def _normal(cidr: str) -> str:
+    """As the kernel writes it: what a user wrote before may be in capitals or padded."""
+    return str(ipaddress.ip_interface(cidr))
 
 
 def link_status(link: Link | None, **more: Any) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
-from kvmd.api.quantity import Address, Boolean, DomainName, HostPath, Integer, Mac, Memory, Text
+from kvmd.api.quantity import Boolean, DomainName, HostPath, Integer, Ipv4Address, Mac, Memory, Text
 from kvmd.api.resource import DNS_LABEL, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 
@@ -27,6 +27,14 @@ def _distinct(names: Iterable[str], what: str) -> None:
         if name in seen:
             raise ValueError(f"two {what} are called '{name}'; names within a list must differ")
         seen.add(name)
+
+
+def _once(values: Iterable[str | None], what: str) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value is not None and value in seen:
+            raise ValueError(f"{what} {value} is named twice; only one device can have it")
+        seen.add(value or "")
 
 
 class Topology(SpecModel):
@@ -52,6 +60,7 @@ class Cpu(SpecModel):
         "the hypervisor's default with tcg.",
         example="host-model",
         update=Update.NEXT_BOOT,
+        min_length=1,
     )
     topology: Topology | None = branch(None, about="Topology that the guest sees.")
 
@@ -149,7 +158,11 @@ class Disk(SpecModel):
         None, about="Place in the boot order, from 1.", example=1, update=Update.NEXT_BOOT, ge=1
     )
     serial: Text | None = leaf(
-        None, about="Serial number that the guest reads.", example="root01", update=Update.NEXT_BOOT
+        None,
+        about="Serial number that the guest reads.",
+        example="root01",
+        update=Update.NEXT_BOOT,
+        pattern=r"^[A-Za-z0-9_.+-]+$",
     )
     cache: Literal["default", "none", "writethrough", "writeback", "directsync", "unsafe"] = leaf(
         "default", about="Host cache mode.", example="none", update=Update.NEXT_BOOT
@@ -214,7 +227,9 @@ class Interface(SpecModel):
         example="52:54:00:12:34:56",
         update=Update.NEXT_BOOT,
     )
-    ip: Address | None = leaf(None, about="Address that a Network of ours reserves for it.", example="192.168.122.10")
+    ip: Ipv4Address | None = leaf(
+        None, about="IPv4 address that a Network of ours reserves for it.", example="192.168.122.10"
+    )
     model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = leaf(
         "virtio", about="Model that the guest sees.", example="virtio", update=Update.NEXT_BOOT
     )
@@ -251,6 +266,9 @@ class Serial(SpecModel):
     )
 
 
+DEFAULT_SERIALS = (Serial(name="console"),)
+
+
 class Devices(SpecModel):
     """Other devices."""
 
@@ -266,7 +284,10 @@ class Shutdown(SpecModel):
     """How the guest is asked to power off."""
 
     methods: tuple[Literal["agent", "acpi"], ...] = leaf(
-        ("agent", "acpi"), about="Ways, in order; one that does not work is passed over.", example=["acpi"]
+        ("agent", "acpi"),
+        about="Ways, in order; one that does not work is passed over.",
+        example=["acpi"],
+        min_length=1,
     )
     timeout_seconds: Integer = leaf(120, about="How long the guest has, in seconds.", example=120, ge=1)
     force_after_timeout: Boolean = leaf(True, about="Whether the plug is pulled then.", example=True)
@@ -307,6 +328,7 @@ class Spec(SpecModel):
         about="Machine type; an alias is pinned to its canonical name when first defined.",
         example="q35",
         update=Update.NEXT_BOOT,
+        min_length=1,
     )
     cpu: Cpu = branch(factory=Cpu, about="Virtual CPUs.")
     memory: GuestMemory = branch(about="Memory of the guest.")
@@ -333,9 +355,16 @@ class Spec(SpecModel):
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
         if len(orders) != len(set(orders)):
             raise ValueError("two devices have the same bootOrder")
+        _once((disk.path for disk in self.disks), "the disk file")
+        _once((nic.tap for nic in self.interfaces), "the Tap")
+        _once((nic.mac for nic in self.interfaces), "the MAC address")
+        forwards = [forward for nic in self.interfaces if nic.user for forward in nic.user.port_forward]
+        _once((f"{forward.protocol}/{forward.host}" for forward in forwards), "the host port")
+        if "q35" in self.machine and any(disk.bus == "ide" for disk in self.disks):
+            raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
         return self
 
     @property
     def serials(self) -> tuple[Serial, ...]:
         """The serial consoles with their default."""
-        return self.devices.serial or (Serial(name="console"),)
+        return self.devices.serial or DEFAULT_SERIALS
