@@ -53,14 +53,15 @@ trap 'on_error "$LINENO" "$BASH_COMMAND"' ERR
 
 step() { # step TEXT: the heading of what comes; done_in ends its line
     step=$((step + 1))
-    began=$SECONDS
+    began=$SECONDS dot=$SECONDS
     printf '%2d. %s: ' "$step" "$1"
     printf '== %s\n' "$1" >> "$log"
 }
 
 done_in() { # done_in [RESULT]: ends the line of a step
-    local took=$((SECONDS - began))
-    if ((took > 1)); then printf '%s (%d s)\n' "${1:-done}" "$took"; else printf '%s\n' "${1:-done}"; fi
+    local took=$((SECONDS - began)) text=${1:-done}
+    ((dot == began)) || text=" $text" # after the dots
+    if ((took > 1)); then printf '%s (%d s)\n' "$text" "$took"; else printf '%s\n' "$text"; fi
 }
 
 did() { # did RESULT: the step changed something
@@ -68,15 +69,21 @@ did() { # did RESULT: the step changed something
     done_in "$1"
 }
 
+show_dot() { # every 3 seconds of a step
+    ((SECONDS - dot >= 3)) || return 0
+    printf .
+    dot=$SECONDS
+}
+
 quietly() { # quietly COMMAND...: its output goes to the log, a dot every 3 seconds shows that it runs
     local pid
     "$@" >> "$log" 2>&1 &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
-        sleep 0.2
-        (((SECONDS - began) % 3)) || { [[ "${dot:-}" == "$SECONDS" ]] || printf .; dot=$SECONDS; }
+        sleep 0.1
+        show_dot
     done
-    if wait "$pid"; then printf ' '; else
+    if ! wait "$pid"; then
         printf ' failed\n'
         on_error "${BASH_LINENO[0]}" "$*"
         exit 1
@@ -115,18 +122,18 @@ find_missing_packages() {
 }
 
 announce() {
-    say "This will, on this machine:"
+    say "This sees to it that the following is so on this machine, and does what is not yet done:"
     if ((${#missing[@]})); then
-        say "  - install with apt-get: ${missing[*]}, and what they depend on"
+        say "  - Debian packages are installed with apt-get: ${missing[*]}, and what they depend on"
     fi
     if ! has_systemd && ! libvirt_answers; then
-        say "  - start virtlogd and libvirtd, since no systemd runs here to do so"
-        ! in_chroot || say "  - write 'namespaces = []' into $qemu_conf, since this is a chroot"
-        say "  - put libvirt's QEMU user into the group of /dev/kvm, where that group is unknown here"
+        say "  - virtlogd and libvirtd run; this script starts them, since no systemd runs here to do so"
+        ! in_chroot || say "  - $qemu_conf says 'namespaces = []', since this is a chroot"
+        say "  - libvirt's QEMU user is in the group of /dev/kvm, where that group has no name here"
     fi
-    say "  - put kvmd into $venv (a Python virtual environment; its libraries are downloaded by pip, pinned by hash)"
-    say "  - build a small guest in $home from Debian's cloud kernel and busybox"
-    say "  - put example specs into $specs, and run kvmd, which makes from them:"
+    say "  - kvmd is in $venv (a Python virtual environment; pip downloads its libraries, pinned by hash)"
+    say "  - a small guest, built from Debian's cloud kernel and busybox, is in $home"
+    say "  - example specs are in $specs, and kvmd runs and makes from them:"
     say "      the libvirt network 'quickstart' (bridge virbr-qs, 192.168.151.0/24, NAT)"
     say "      the bridge br-quick (10.151.0.1/24) and its TAP tap-quick"
     say "      the virtual machines quick-1 and quick-2 (128 MiB each)"
@@ -238,6 +245,7 @@ install_kvmd() {
     if [[ -e "$venv" && ! -e "$venv/fingerprint" ]] && ! grep -qxF venv "$made" 2>/dev/null; then
         fail "$venv exists and was not made by this script." "Move it away and run this again."
     fi
+    [[ -e /var/lib/kvmd/specs.jsonl ]] || note state
     note venv
     # Debian's own libvirt binding is used: that of the package index would have to be compiled.
     quietly /usr/bin/python3 -m venv --clear --system-site-packages "$venv"
@@ -367,17 +375,16 @@ guest_runs() { [[ $(virsh -q -c qemu:///system domstate "$1" 2>/dev/null) == run
 
 wait_for_guests() {
     step "the guests, until each has said on its console that it is up"
-    local name address waited=0
+    local name address up=()
     for name in "${guests[@]}"; do
         until address=$(guest_up "$name") && guest_runs "$name"; do
             ((SECONDS - began < up_within)) || guest_is_late "$name"
             sleep 0.5
-            waited=$((waited + 1))
-            ((waited % 6)) || printf .
+            show_dot
         done
-        printf ' %s %s' "$name" "$address"
+        up+=("$name with $address")
     done
-    done_in ""
+    done_in "${up[*]}"
 }
 
 guest_is_late() { # says everything that helps, and how to go on
@@ -464,11 +471,11 @@ take_down_objects() { # kvmd removes what it made: their files go, and after the
         }
         ((SECONDS - began < 30)) || approve_ours
         sleep 1
-        printf .
+        show_dot
     done
     rm -f "$placeholder"
     rmdir "$specs" 2>/dev/null || true
-    did " removed"
+    did "removed"
 }
 
 take_down_kvmd() {
@@ -486,6 +493,10 @@ take_down_kvmd() {
         if [[ -L /usr/local/bin/kvmd && ! -e /usr/local/bin/kvmd ]]; then rm -f /usr/local/bin/kvmd; fi
     fi
     rm -f "$daemon_log"
+    # what the daemon kept of its own; images and the like are the user's
+    ! was_made state || rm -f /var/lib/kvmd/{specs.jsonl,applied.jsonl,ledger}
+    rm -rf /run/kvmd /var/cache/kvmd
+    rmdir /etc/kvmd/specs /etc/kvmd 2>/dev/null || true
     did "removed"
 }
 
@@ -524,6 +535,8 @@ take_down() {
     local installed
     installed=$(sed -n 's/^package://p' "$made" | tr '\n' ' ')
     rm -rf "$home"
+    rmdir /var/lib/kvmd 2>/dev/null || true
+    rm -f "$log"
     say "Done."
     [[ -z "$installed" ]] || say "The packages that it installed stay; to remove them: apt-get purge --autoremove $installed"
 }
