@@ -42,7 +42,11 @@ class Remembering:
         """The frozen value that planning reads."""
         self._pruned = tuple(item for item in self._pruned if now - item[0] < HOUR_SECONDS)
         return Memory(
-            MappingProxyType(self._objects), self.prune_approved, self.confirmed, self._pruned, self.complete_since
+            MappingProxyType(dict(self._objects)),
+            self.prune_approved,
+            self.confirmed,
+            self._pruned,
+            self.complete_since,
         )
 
     def of(self, ref: Ref) -> ObjectMemory:

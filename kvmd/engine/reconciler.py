@@ -70,7 +70,8 @@ class Reconciler:
         self._desired: tuple[Snapshot | None, Mapping[Ref, Applied], Desired] = (None, {}, Desired())
         self._changed_at: dict[Ref, float] = {}
         self._pruning: set[Ref] = set()
-        self._saved: Mapping[Ref, Resource] | None = None
+        self._kept_plan: Plan | None = None
+        self._saved: Mapping[Ref, Resource] = {}
         self._load_applied()
 
     # ---------------------------------------------------------------------------------------- the cycle
@@ -137,8 +138,8 @@ class Reconciler:
         desired = Desired(
             resources=snapshot.resources,
             applied=self._applied,
-            complete=snapshot.complete,
-            reason=snapshot.reason,
+            complete=snapshot.complete and not snapshot.pending,
+            reason=snapshot.reason or f"{', '.join(snapshot.pending[:3])} may still be being written",
             empty=snapshot.empty,
             invalid_files=snapshot.invalid_files,
             duplicates=snapshot.duplicates,
@@ -174,8 +175,17 @@ class Reconciler:
     def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
         """Write down last good specs before the first act on them, and what is applied once it is."""
         if self._saved is not snapshot.resources:
-            self._good.save_all([(resource, 0) for resource in snapshot.resources.values() if not resource.held])
+            known = self._saved
+            fresh = [r for ref, r in snapshot.resources.items() if known.get(ref) is not r and not r.held]
+            self._good.save_all([(resource, 0) for resource in fresh])
             self._saved = snapshot.resources
+        if plan is not self._kept_plan:
+            self._keep_applied(plan)
+            self._kept_plan = plan
+        self._forget_gone(snapshot, plan, observed)
+
+    def _keep_applied(self, plan: Plan) -> None:
+        """Note what is applied now, and, of what cannot carry its spec itself, what is about to be."""
         fresh: list[tuple[Resource, int]] = []
         for ref, item in plan.objects.items():
             if item.resource is None or item.resource.held:
@@ -190,7 +200,6 @@ class Reconciler:
         if fresh:
             self._applied_store.save_all(fresh)
             self._applied = self._applied | {r.ref: _applied(r, generation) for r, generation in fresh}
-        self._forget_gone(snapshot, plan, observed)
 
     def _forget_gone(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
         if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:

@@ -31,6 +31,7 @@ class Index:
         self._rules = rules
         self._names: dict[Ref, _Names] = {}
         self._users: dict[Ref, tuple[Reference, ...]] = {}
+        self._contested: dict[Claim, list[Ref]] = {}
         self._claimants: dict[Claim, tuple[Ref, ...]] = {}
         self._applied: dict[Ref, Applied] = {}
         self._applied_from: dict[Ref, Any] = {}
@@ -78,7 +79,7 @@ class Index:
         self._index_names(desired)
 
     def _index_marks(self, desired: Desired, observed: Observed) -> None:
-        """Where each marked object is. A link's mark cannot name its link: it counts only under the name of its spec."""
+        """Where each marked object is. A link's mark cannot name its link: it counts only under its spec's name."""
         keys: dict[Ref, Key] = {}
         for ref, found in observed.marks.items():
             key: Key | None = found[0]
@@ -130,7 +131,8 @@ class Index:
         self._names = names
         if changed:
             self._users = _keeping(self._users, self._collect_users())
-        self._claimants = _keeping(self._claimants, self._collect_claims(desired))
+            self._contested = self._collect_contested()
+        self._claimants = _keeping(self._claimants, self._in_order_of_right())
 
     def _known(self, ref: Ref, source: Resource | Applied | None) -> _Names | None:
         known = self._names.get(ref)
@@ -147,16 +149,19 @@ class Index:
                 users.setdefault(reference.target, []).append(reference)
         return {ref: tuple(sorted(found, key=_reference_order)) for ref, found in users.items()}
 
-    def _collect_claims(self, desired: Desired) -> dict[Claim, tuple[Ref, ...]]:
-        """Claims made more than once; the first is who has a right to it: the present holder, else by name."""
+    def _collect_contested(self) -> dict[Claim, list[Ref]]:
+        """Claims made more than once."""
         claims: dict[Claim, list[Ref]] = {}
         for ref, names in self._names.items():
             for claim in names.claims:
                 claims.setdefault(claim, []).append(ref)
-        contested = {claim: refs for claim, refs in claims.items() if len(refs) > 1}
+        return {claim: refs for claim, refs in claims.items() if len(refs) > 1}
+
+    def _in_order_of_right(self) -> dict[Claim, tuple[Ref, ...]]:
+        """Who wants what is contested: the present holder first, the others by name."""
         return {
             claim: tuple(sorted(refs, key=lambda ref: (not self._holds(ref, claim), ref)))
-            for claim, refs in contested.items()
+            for claim, refs in self._contested.items()
         }
 
     def _holds(self, ref: Ref, claim: Claim) -> bool:

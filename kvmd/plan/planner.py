@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,7 @@ from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
 from kvmd.observed import Domain, Fact, Key, Ledger, Link, Network, Observed
 from kvmd.plan import safety
 from kvmd.plan.index import Index
-from kvmd.plan.look import Look, Reads, World
+from kvmd.plan.look import Look, World
 from kvmd.plan.model import (
     Applied,
     Cause,
@@ -34,6 +34,7 @@ from kvmd.plan.model import (
     Rules,
     Step,
 )
+from kvmd.plan.recall import Recall
 
 OWNED = "owned"
 FOREIGN = "foreign"
@@ -53,13 +54,6 @@ def make_plan(
     return Planner(controllers, rules).plan(desired, observed, memory, now)
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    reads: Reads
-    plan: ObjectPlan
-    wake_at: float | None
-
-
 class Planner:
     """``make_plan`` with a memory of what each object read."""
 
@@ -67,44 +61,40 @@ class Planner:
         self.controllers = controllers
         self.rules = rules
         self._index = Index(controllers, rules)
-        self._remembered: dict[Ref, _Remembered] = {}
+        self._recall = Recall()
+        self._last: Plan | None = None
 
     def plan(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> Plan:
         """Plan every object that could plan differently than last time; keep the rest."""
         world = self._index.world(desired, observed, memory)
+        recall = self._recall
+        stale = recall.stale(world.tables, world.specs, now)
+        if (
+            not stale
+            and not world.departing
+            and self._last is not None
+            and self._last.objects.keys() == world.specs.keys()
+        ):
+            return self._last
+        for ref in stale:
+            look = Look(world, now)
+            recall.keep(_plan_object(ref, look), look.reads)
         verdict = safety.judge(desired, observed, memory, self.rules, now, world)
-        objects: dict[Ref, ObjectPlan] = {}
-        for ref in world.specs:
-            objects[ref] = self._plan_once(ref, world, now)
+        objects = {ref: recall.plans[ref] for ref in world.specs}
         for ref in sorted(world.departing):
             objects[ref] = self._removal(ref, world, verdict, now)
-        for gone in self._remembered.keys() - world.specs.keys():
-            del self._remembered[gone]
         objects, steps = _order(objects)
         wakes = [item.wake_at for item in objects.values() if item.wake_at is not None and item.wake_at > now]
         if verdict.wake_at is not None and verdict.wake_at > now:
             wakes.append(verdict.wake_at)
-        return Plan(
+        self._last = Plan(
             objects=MappingProxyType(objects),
             steps=steps,
             holds=tuple(verdict.holds.values()),
             prune_digest=verdict.digest,
             wake_at=min(wakes, default=None),
         )
-
-    def _plan_once(self, ref: Ref, world: World, now: float) -> ObjectPlan:
-        remembered = self._remembered.get(ref)
-        if remembered is not None and (remembered.wake_at is None or now < remembered.wake_at):
-            tables = world.tables
-            for (table, key), value in remembered.reads.items():
-                if tables[table].get(key) is not value:
-                    break
-            else:
-                return remembered.plan
-        look = Look(world, now)
-        plan = _plan_object(ref, look)
-        self._remembered[ref] = _Remembered(look.reads, plan, plan.wake_at)
-        return plan
+        return self._last
 
     def _removal(self, ref: Ref, world: World, verdict: safety.Verdict, now: float) -> ObjectPlan:
         look = Look(world, now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
@@ -299,13 +299,14 @@ class Directory:
             revision=found,
         )
 
-    def _merge(self, files: Iterable[_File]) -> _Merged:
+    def _merge(self, files: Sequence[_File]) -> _Merged:
         """Give each object to the one place that asks for it; where two do, hold what was there."""
         merged = _Merged()
         claims: dict[Ref, list[_Claim]] = {}
         by_file: dict[str, list[Ref]] = {}
-        for ref, entry in self._stored().items():
-            by_file.setdefault(entry.file, []).append(ref)
+        if any(file.good is None for file in files):
+            for ref, entry in self._stored().items():
+                by_file.setdefault(entry.file, []).append(ref)
         for file in files:
             rank = file.rank
             if file.good is None:
