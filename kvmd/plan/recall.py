@@ -1,0 +1,70 @@
+"""Which remembered plans still hold: an index from what was read to who read it.
+
+It makes the cost of a change independent of how many objects there are: only the readers of a value that is
+another object than last time are planned again, and those whose time has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kvmd.api.resource import Ref
+from kvmd.plan.look import Reads
+from kvmd.plan.model import ObjectPlan
+
+Tables = Mapping[str, Mapping[Any, Any]]
+
+
+class Recall:
+    """Plans by object, with what each of them read."""
+
+    def __init__(self) -> None:
+        self.plans: dict[Ref, ObjectPlan] = {}
+        self._reads: dict[Ref, Reads] = {}
+        self._readers: dict[tuple[str, Any], set[Ref]] = {}
+        self._wakes: dict[Ref, float] = {}
+        self._tables: dict[str, Mapping[Any, Any]] = {}
+
+    def stale(self, tables: Tables, wanted: Iterable[Ref], now: float) -> set[Ref]:
+        """The wanted objects that must be planned again; what is no longer wanted is forgotten."""
+        found = {ref for ref, wake_at in self._wakes.items() if now >= wake_at}
+        for name, table in tables.items():
+            before = self._tables.get(name)
+            if before is not table:
+                for key in _changed(before or {}, table):
+                    found |= self._readers.get((name, key), frozenset())
+        self._tables = dict(tables)
+        wanted = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
+        for ref in self.plans.keys() - wanted.keys():
+            self._forget(ref)
+        found |= wanted.keys() - self.plans.keys()
+        return found & wanted.keys()
+
+    def keep(self, plan: ObjectPlan, reads: Reads) -> None:
+        """Remember a plan and what it came from."""
+        ref = plan.ref
+        self._forget(ref)
+        self.plans[ref], self._reads[ref] = plan, reads
+        for read in reads:
+            self._readers.setdefault(read, set()).add(ref)
+        if plan.wake_at is not None:
+            self._wakes[ref] = plan.wake_at
+
+    def _forget(self, ref: Ref) -> None:
+        for read in self._reads.pop(ref, ()):
+            readers = self._readers[read]
+            readers.discard(ref)
+            if not readers:
+                del self._readers[read]
+        self.plans.pop(ref, None)
+        self._wakes.pop(ref, None)
+
+
+def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
+    """Keys whose value is another object, has come or has gone."""
+    get = before.get
+    changed = [key for key, value in after.items() if get(key) is not value]
+    if len(before) + len(changed) != len(after) or changed:
+        changed += [key for key in before if key not in after]
+    return changed
