@@ -231,7 +231,7 @@ class Plan:
             "steps": [step.as_data() for step in self.steps],
             "pendingChanges": [
                 {"object": str(ref), **pending.as_data()}
-                for ref, item in self.objects.items()
+                for ref, item in sorted(self.objects.items())
                 for pending in item.pending
             ],
             "held": [
@@ -245,7 +245,7 @@ class Plan:
             ],
             "conditions": [
                 {"object": str(ref), **condition.as_data()}
-                for ref, item in self.objects.items()
+                for ref, item in sorted(self.objects.items())
                 for condition in item.conditions
                 if condition.status and condition.type not in ("Ready", "Reconciling")
             ],
@@ -373,7 +373,7 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[Change]:
 
 def _keyed(old: tuple[Any, ...], new: tuple[Any, ...], where: str) -> Iterator[Change]:
     before, after = {item.name: item for item in old}, {item.name: item for item in new}
-    for name in before.keys() - after.keys():
+    for name in sorted(before.keys() - after.keys()):
         yield Change(f"{where}[{name}]", before[name], None)
     for name, item in after.items():
         if name not in before:
