@@ -48,12 +48,13 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
 
 
 def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
-    """Its name, its writable disks, its TAPs, its MACs and its ports on the host."""
+    """Its name, its writable disks, its TAPs, MACs, reserved addresses and ports on the host."""
     found = [Claim("domain", host_key(ref, spec).name)]
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
     for nic in spec.interfaces:
         found += [Claim("tap", nic.tap)] if nic.tap else []
         found += [Claim("mac", nic.mac)] if nic.mac else []
+        found += [Claim("address", nic.ip)] if nic.ip else []
         ports = nic.user.port_forward if nic.user else ()
         found += [Claim(f"{item.protocol} port", str(item.host)) for item in ports]
     return tuple(found)
@@ -86,12 +87,14 @@ def plan(ref: Ref, look: Look) -> Draft:
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
-    restart = domain is not None and domain.active and _restarts(resource, domain, running, look)
-    acts = power.decide(resource, domain, restart, uuid, look)
     absent = _absent_files(resource.spec, look)
+    # A guest that could not start again is not shut down for the sake of a restart.
+    restart = domain is not None and domain.active and not absent and _restarts(resource, domain, running, look)
+    acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
     operations = (*definition, *_without_files(live_operations, absent), *_without_files(acts.operations, absent))
-    conditions = (*acts.conditions, *running.conditions, *_conditions(want, absent, resource))
+    withheld = _without_files((*live_operations, *acts.operations), absent) != (*live_operations, *acts.operations)
+    conditions = (*acts.conditions, *running.conditions, *_conditions(want, absent, withheld))
     wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
     needs = _needs(resource.spec, operations)
     return Draft(
@@ -102,7 +105,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         needs,
         status_of(resource, domain, live, want.state, known, look),
         min(wakes, default=None),
-        acts.settled and running.wake_at is None and not (absent and acts.operations),
+        acts.settled and running.wake_at is None and not withheld,
         acts.reason if not changes and not running.changes else "",
     )
 
@@ -185,6 +188,8 @@ def _definition(
 def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Change, ...]:
     """The differences that are ours: written now or before; devices that no spec ever named are left alone."""
     owned = resource.owned | (applied.owned if applied else frozenset())
+    found = tuple(found)
+    follows = {path for change in found for path in _implied(change, resource.spec)}
     return tuple(
         change
         for change in found
@@ -193,9 +198,21 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
             change.always
             or (change.after is None and change.path.endswith("]"))
             or is_owned(change.path, owned)
+            or change.path in follows
             or _is_medium(change.path, owned)
         )
     )
+
+
+def _implied(change: Change, spec: Any) -> tuple[str, ...]:
+    """Leaves that nobody wrote and that must follow one that somebody wrote, or libvirt refuses the whole."""
+    assert isinstance(spec, Spec)
+    asked = {"cpu.maxVcpus": spec.cpu.vcpus, "memory.maxGuest": spec.memory.guest}.get(change.path)
+    if asked is not None and asked > change.before:
+        return (change.path, "cpu.topology") if change.path == "cpu.maxVcpus" else (change.path,)
+    if change.path == "cpu.topology" and spec.cpu.topology is not None:
+        return ("cpu.maxVcpus",)
+    return ("cpu.model",) if change.path == "accelerator" else ()
 
 
 def _is_medium(path: str, owned: frozenset[str]) -> bool:
@@ -278,13 +295,16 @@ def _needs(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[Ref, ...]:
     return tuple(dict.fromkeys(target for nic in spec.interfaces if (target := attached_to(nic)) is not None))
 
 
-def _conditions(want: Wanted, absent: tuple[str, ...], resource: Resource) -> tuple[Condition, ...]:
+def _conditions(want: Wanted, absent: tuple[str, ...], withheld: bool) -> tuple[Condition, ...]:
     found = []
-    if absent:
+    if withheld:
         text = (
             f"waits for {', '.join(absent)}: not a file on this host; put it there, it is looked at every few seconds"
         )
         found.append(Condition(BLOCKED, True, "FileMissing", text))
+    elif absent:
+        text = f"{', '.join(absent)} is not a file on this host; the next start will wait for it"
+        found.append(Condition(DEGRADED, True, "FileMissing", text))
     if want.fallback:
         found.append(Condition(DEGRADED, True, "AcceleratorFallback", want.fallback))
     return tuple(found)

@@ -61,6 +61,9 @@ def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, m
     _devices(root, "disks", want.disks, dict(domain.disk_elements(root, known)), paths, _add_disk)
     _devices(root, "interfaces", want.interfaces, dict(domain.nic_elements(root, known)), paths, _add_nic)
     _devices(root, "devices.serial", want.serials, dict(domain.serial_elements(root, known)), paths, _add_serial)
+    if root.find("devices/*/boot") is not None:
+        # libvirt writes <boot dev='hd'/> where no device has an order, and refuses it beside one that has.
+        xmlmap.cut(root, "os/boot")
     _name_devices(root, want, known)
     _controllers(root, want)
     put_into(root, mark)
@@ -107,9 +110,9 @@ def _devices(
             devices.remove(element)
     for item in wanted:
         found = elements.get(item.name)
-        if found is None:
+        if found is None and f"{where}[{item.name}]" in paths:
             add(root, item)
-        else:
+        elif found is not None:
             _write_device(item, found, f"{where}[{item.name}].", paths)
 
 
@@ -118,6 +121,7 @@ def _write_device(item: Any, element: Element, prefix: str, paths: set[str]) -> 
     if isinstance(item, DiskState) and prefix + "bus" in paths:
         # Another bus is another place in the guest: the old address and target would not fit it.
         xmlmap.cut(element, "address")
+        xmlmap.reach(element, "target").set("dev", item.target)
 
 
 def _name_devices(root: Element, want: State, known: Known) -> None:

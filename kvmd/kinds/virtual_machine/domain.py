@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.plan.model import at
+from kvmd.plan.model import Leave, at
 from kvmd.xmlmap import Element, Place
 
 ALIAS_DISK = "ua-disk-"
@@ -205,7 +205,7 @@ class State:
         metadata=at("cpu.maxVcpus", xml=Place(xmlmap.number(xmlmap.text("vcpu")).get, _max_vcpus_put))
     )
     vcpus: int = field(metadata=at("cpu.vcpus", xml=Place(_vcpus_get, _vcpus_put)))
-    cpu_model: str | None = field(metadata=at("cpu.model", xml=Place(_cpu_get, _cpu_put)))
+    cpu_model: str | Leave | None = field(metadata=at("cpu.model", xml=Place(_cpu_get, _cpu_put)))
     topology: tuple[int, int, int] | None = field(
         metadata=at("cpu.topology", xml=Place(_topology_get, _topology_put))
     )

@@ -130,7 +130,9 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
         if device.bus not in xml.HOT_PLUG_BUSES:
             return None
         alias = xml.ALIAS_DISK + name
-        return (ops.DomainAttach if change.after else ops.DomainDetach)(domain.name, domain.uuid, alias)
+        if change.after:
+            return ops.DomainAttach(domain.name, domain.uuid, alias)
+        return _detach(domain, alias, dict(xml.disk_elements(running.root, running.known))[name])
     want = next(disk for disk in running.want.disks if disk.name == name)
     if leaf == "path" and want.device == "cdrom":
         element = dict(xml.disk_elements(running.root, running.known))[name]
@@ -141,8 +143,10 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
 def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.Op | None:
     domain = running.domain
     alias = xml.ALIAS_NIC + name
+    if leaf is None and change.after:
+        return ops.DomainAttach(domain.name, domain.uuid, alias)
     if leaf is None:
-        return (ops.DomainAttach if change.after else ops.DomainDetach)(domain.name, domain.uuid, alias)
+        return _detach(domain, alias, dict(xml.nic_elements(running.root, running.known))[name])
     want = next(nic for nic in running.want.interfaces if nic.name == name)
     live = next(nic for nic in running.live.interfaces if nic.name == name)
     if leaf == "attachment" and not (
@@ -155,6 +159,13 @@ def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.
         want = replace(want, attachment=live.attachment)
     element = dict(xml.nic_elements(running.root, running.known))[name]
     return _update(domain, alias, element, want, "attachment", "link")
+
+
+def _detach(domain: Domain, alias: str, element: Element) -> ops.Op:
+    """By alias; a guest that was adopted while it ran has other aliases until its next boot: by its element."""
+    found = element.find("alias")
+    named = found is not None and found.get("name") == alias
+    return ops.DomainDetach(domain.name, domain.uuid, alias, "" if named else xmlmap.serialise(element))
 
 
 def _update(domain: Domain, alias: str, element: Element, want: DiskState | NicState, *paths: str) -> ops.Op:

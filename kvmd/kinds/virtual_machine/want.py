@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kvmd.api.mark import derived_mac
@@ -13,6 +13,7 @@ from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, N
 from kvmd.kinds.virtual_machine.spec import Disk, Interface, Spec
 from kvmd.observed import Domain
 from kvmd.plan.look import Look
+from kvmd.plan.model import LEAVE, Applied, Leave
 
 # <backend type='passt'/>: in libvirt since 9.0, but Debian 12 builds it without (define fails with code 27).
 PASST_SINCE = 9_001_000
@@ -68,18 +69,24 @@ def wanted(resource: Resource, domain: Domain | None, config: State | None, look
     interfaces = tuple(_nic(nic, ref, config, look) for nic in spec.interfaces)
     resolved |= {f"mac.{nic.name}": nic.mac for nic in interfaces}
     boot, topology = spec.kernel_boot, spec.cpu.topology
+    applied = look.applied(ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
     state = State(
         accelerator=accelerator,
         machine=machine,
-        max_vcpus=spec.cpu.maximum,
+        max_vcpus=spec.cpu.maximum
+        if config is None or topology is not None or "cpu.maxVcpus" in owned
+        else max(spec.cpu.vcpus, config.max_vcpus),
         vcpus=spec.cpu.vcpus,
-        cpu_model=spec.cpu.model or ("host-model" if accelerator == "kvm" else None),
+        cpu_model=_cpu_model(spec.cpu.model, accelerator, config, applied),
         topology=(topology.sockets, topology.cores, topology.threads) if topology else None,
-        max_memory=spec.memory.maximum,
+        max_memory=spec.memory.maximum
+        if config is None or "memory.maxGuest" in owned
+        else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
-        arguments=boot.args if boot else None,
+        arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
         disks=_disks(spec.disks, config),
         interfaces=interfaces,
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
@@ -102,6 +109,27 @@ def _kept(key: str, word: str, ref: Ref, domain: Domain | None, look: Look) -> s
     return None
 
 
+def _cpu_model(
+    word: str | None, accelerator: str, config: State | None, applied: Applied | None
+) -> str | Leave | None:
+    """The CPU; where nobody names one under tcg, libvirt writes the one of its own choice into the definition."""
+    if word is not None:
+        return word
+    if accelerator == "kvm":
+        return "host-model"
+    if config is None or config.accelerator != accelerator:
+        return None
+    former = applied.written.get("cpu") if applied else None
+    return None if isinstance(former, Mapping) and former.get("model") else LEAVE
+
+
+def _target_names(prefix: str) -> Iterator[str]:
+    """vda to vdz, then vdaa to vdzz."""
+    for first in ("", *string.ascii_lowercase):
+        for letter in string.ascii_lowercase:
+            yield f"{prefix}{first}{letter}"
+
+
 def _disks(disks: tuple[Disk, ...], config: State | None) -> tuple[DiskState, ...]:
     present = {disk.name: disk for disk in config.disks} if config else {}
     used = {disk.target for disk in present.values()}
@@ -112,7 +140,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None) -> tuple[DiskState, ..
         if before is not None and before.target.startswith(prefix):
             target = before.target
         else:
-            target = next(name for letter in string.ascii_lowercase if (name := prefix + letter) not in used)
+            target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         found.append(
             DiskState(
