@@ -1,4 +1,4 @@
-"""The language as Markdown, from the schema that ``explain`` reads: ``docs/language.md`` takes its tables from here."""
+"""The language as Markdown, from the schema that ``explain`` reads: the tables of ``docs/language.md``."""
 
 from __future__ import annotations
 
