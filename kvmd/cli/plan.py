@@ -163,7 +163,11 @@ def _act(session: Session, plan: Plan, prune: bool, seconds: float) -> int:
         _show(left)
     if _unfinished(left):
         return EXIT_FAILED
-    message("Done. The host agrees with the specs.")
+    waits = sum(len(item.pending) for item in left.objects.values())
+    if left.holds or waits:
+        message(f"Done, but for {len(left.holds)} held removals and {waits} changes that wait for a restart.")
+    else:
+        message("Done. The host agrees with the specs.")
     return 0
 
 

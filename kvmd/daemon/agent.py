@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvmd import ops
-from kvmd.api.resource import API_VERSION, Ref
+from kvmd.api.resource import ANNOTATION_SUSPEND, API_VERSION, Ref
 from kvmd.daemon.assembly import Assembly
 from kvmd.engine.facade import Answer, Event
 from kvmd.engine.reconciler import Report
@@ -156,6 +156,13 @@ class DaemonAgent:
             return item
         if item.resource is None or not item.pending:
             return Answer(0, f"{reference} has no pending change; nothing to approve")
+        policy = getattr(getattr(item.resource.spec, "update_policy", None), "restart", "Manual")
+        if policy == "Never":
+            return Answer(
+                6,
+                f"{reference} has updatePolicy.restart Never: its changes wait for its next start",
+                f"kvmd restart {reference}",
+            )
         memory.change(item.ref, approved_hash=item.resource.spec_hash)
         return Answer(0, f"approved: {len(item.pending)} pending change(s) of {reference}")
 
@@ -163,6 +170,10 @@ class DaemonAgent:
         item = self._item(reference)
         if isinstance(item, Answer):
             return item
+        if options["verb"] == "resume" and item.resource is not None and item.resource.suspended:
+            return Answer(
+                6, f"the spec of {reference} suspends it", f"take the annotation {ANNOTATION_SUSPEND} out of its file"
+            )
         value = "true" if options["verb"] == "suspend" else ""
         self._assembly.host.ledger.write(ops.LedgerWrite(reference, "suspended", value))
         return Answer(0, f"{reference} {'is left alone from now on' if value else 'is looked after again'}")
@@ -196,7 +207,7 @@ class DaemonAgent:
         if running == (verb == "start"):
             return Answer(0, f"{reference} is {'running' if running else 'off'} already")
         if strategy == "Once" and verb == "start":
-            self._assembly.host.ledger.write(ops.LedgerWrite(reference, "once", ""))
+            self._assembly.host.ledger.write(ops.LedgerWrite(reference, "once", "again"))
         self._assembly.reconciler.memory.change(item.ref, power=verb)
         return Answer(0, f"{reference}: {verb} asked for; follow it: kvmd events {reference} -w")
 

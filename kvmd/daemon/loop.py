@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from kvmd.daemon.agent import DaemonAgent
@@ -119,7 +120,8 @@ class Daemon:
         changed = {name for name in Settings.model_fields if getattr(fresh, name) != getattr(self._settings, name)}
         self._settings = fresh
         log.configure(fresh.log)
-        self._assembly.reconciler.set_rules(rules_of(fresh))
+        # The owner stays what it was: marks of another would make strangers of everything at once.
+        self._assembly.reconciler.set_rules(replace(rules_of(fresh), owner=self._assembly.settings.owner))
         later = sorted(changed - RELOADABLE)
         self._log.info("settings read again", changed=sorted(changed & RELOADABLE))
         if later:
@@ -159,7 +161,8 @@ class Daemon:
         metrics.observe_plan(report.plan)
         metrics.libvirt_up(LIBVIRT not in report.observed.missing)
         snapshot = report.snapshot
-        metrics.source(len(snapshot.invalid_files), snapshot.revision, time.time() if snapshot.complete else None)
+        sound = snapshot.complete and not snapshot.invalid_files and not snapshot.duplicates
+        metrics.source(len(snapshot.invalid_files), snapshot.revision, time.time() if sound else None)
         for seconds in report.propagated:
             metrics.propagated(seconds)
         for outcome in report.outcomes:

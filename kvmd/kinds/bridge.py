@@ -166,7 +166,8 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         return let_go(link)
     ours = {str(item.get("name")) for item in written.get("uplinks", ())}
     members = _ports(look, key.name).members
-    foreign = [name for name in members if name not in ours]
+    leaving = look.departing_names(ref)
+    foreign = [name for name in members if name not in ours and name not in leaving]
     if foreign:
         raise Blocked(
             f"{ref}: bridge {link.name} still has ports: {', '.join(foreign)}",
@@ -175,7 +176,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     operations: list[ops.Op] = []
     for name in members:
         port = link_of(look, Key("link", name))
-        if port is not None:
+        if port is not None and name not in leaving:
             operations.append(ops.LinkSet(name, port.index, master="", port_mark=""))
     operations.append(ops.LinkDelete(link.name, link.index, alias=link.alias))
     return Draft(tuple(operations))

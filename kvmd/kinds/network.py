@@ -310,7 +310,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         put_into(root, None)
         orphan = ops.NetworkDefine(network.name, network.uuid, xmlmap.serialise(root))
         return Draft((orphan,), reason="let go of, as its deletionPolicy asks")
-    guests = sorted({guest for _, guest in _ports(look, network.bridge).taps})
+    guests = sorted({guest for _, guest in _ports(look, network.bridge).taps} - look.departing_names(ref))
     if guests:
         raise Blocked(f"{ref}: used by {', '.join(guests)}", hint="shut those guests down or move their NICs first")
     stop = (ops.NetworkStop(network.name, network.uuid),) if network.active else ()

@@ -41,7 +41,7 @@ class Spec(SpecModel):
     )
     bridge: str | None = leaf(None, about="Bridge that it is a port of.", example="br0")
     multi_queue: Boolean = leaf(
-        False, about="Several queues; the guest's NIC must ask for as many.", example=False, update=Update.REPLUG
+        False, about="Several queues, for a program that attaches more than one.", example=False, update=Update.REPLUG
     )
     mtu: Integer | None = leaf(
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1500, ge=68, le=65521
@@ -133,7 +133,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         return Draft()
     if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
         return let_go(link)
-    if link.carrier:
+    if link.carrier and not look.departing_names(ref):
         raise Blocked(f"{ref}: a process holds TAP {link.name}", hint="stop the guest that uses it: kvmd topology")
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 

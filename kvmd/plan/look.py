@@ -91,6 +91,11 @@ class Look:
         resource = self.spec(ref)
         return self.controller(ref).host_key(ref, resource.spec if resource else None)
 
+    def departing_names(self, ref: Ref) -> frozenset[str]:
+        """Names on the host of those users of an object that are about to go themselves: they go first."""
+        sources = (user.source for user in self.users(ref))
+        return frozenset(self.key(source).name for source in sources if self.spec(source) is None)
+
     def usable(self, ref: Ref) -> bool:
         """True where another object is there and can be built upon now."""
         return self.controller(ref).usable(ref, self)

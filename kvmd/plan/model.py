@@ -42,6 +42,7 @@ class Cause(StrEnum):
     PRUNE = "prune"
     ADOPT = "adopt"
     REQUEST = "request"
+    RECORD = "record"  # something was seen that must not be forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class Draft:
     settled: bool = True
     reason: str = ""
     asked_elsewhere: bool = False  # another object's spec asks for this change: it is no drift
+    later: tuple[Op, ...] = ()  # what follows once the operations have had their effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Step:
     reason: str
     changes: tuple[Change, ...] = ()
     after: tuple[Ref, ...] = ()
+    later: tuple[Op, ...] = ()  # what follows once the operations have had their effect; planned anew then
 
     @property
     def impact(self) -> Impact:
@@ -157,15 +160,13 @@ class Step:
             "impact": self.impact.word,
             "after": [str(ref) for ref in self.after],
             "changes": [change.as_data() for change in self.changes],
-            "operations": [
-                {
-                    "operation": type(operation).__name__,
-                    "does": operation.describe(),
-                    "impact": operation.impact.word,
-                }
-                for operation in self.operations
-            ],
+            "operations": [_operation_data(operation) for operation in self.operations],
+            "later": [_operation_data(operation) for operation in self.later],
         }
+
+
+def _operation_data(operation: Op) -> dict[str, Any]:
+    return {"operation": type(operation).__name__, "does": operation.describe(), "impact": operation.impact.word}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 from kvmd.api import status
 from kvmd.api.mark import Mark, derived_uuid
-from kvmd.api.resource import ANNOTATION_ADOPT, Ref, Resource
+from kvmd.api.resource import ANNOTATION_ADOPT, ANNOTATION_SUSPEND, Ref, Resource
 from kvmd.api.status import Condition
 from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
 from kvmd.observed import Domain, Fact, Key, Ledger, Link, Network, Observed
+from kvmd.ops import LedgerWrite
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
@@ -40,6 +41,7 @@ OWNED = "owned"
 FOREIGN = "foreign"
 ABSENT = "absent"
 COPIED = "copied"
+BACKENDS = {"domain": "libvirt", "network": "libvirt", "link": "links"}  # who must answer for a fact of that type
 
 
 def make_plan(
@@ -63,6 +65,7 @@ class Planner:
         self._index = Index(controllers, rules)
         self._recall = Recall()
         self._last: Plan | None = None
+        self._missing: frozenset[str] = frozenset()
 
     def plan(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> Plan:
         """Plan every object that could plan differently than last time; keep the rest."""
@@ -72,6 +75,7 @@ class Planner:
         if (
             not stale
             and not world.departing
+            and self._missing == observed.missing
             and self._last is not None
             and self._last.objects.keys() == world.specs.keys()
         ):
@@ -83,6 +87,9 @@ class Planner:
         objects = {ref: recall.plans[ref] for ref in world.specs}
         for ref in sorted(world.departing):
             objects[ref] = self._removal(ref, world, verdict, now)
+        self._missing = observed.missing
+        if observed.missing:
+            objects = {ref: self._unless_unread(item, world, observed.missing) for ref, item in objects.items()}
         objects, steps = _order(objects)
         wakes = [item.wake_at for item in objects.values() if item.wake_at is not None and item.wake_at > now]
         if verdict.wake_at is not None and verdict.wake_at > now:
@@ -96,6 +103,21 @@ class Planner:
         )
         return self._last
 
+    def _unless_unread(self, item: ObjectPlan, world: World, missing: frozenset[str]) -> ObjectPlan:
+        """No step for an object whose part of the host cannot be read now: what is known of it is old."""
+        resource = item.resource
+        key = world.keys.get(item.ref) or self.controllers[item.ref.kind].host_key(
+            item.ref, resource.spec if resource else None
+        )
+        backend = BACKENDS.get(key.type, key.type)
+        if backend not in missing:
+            return item
+        text = f"{backend} cannot be read; what is shown here was so before; type: kvmd check"
+        others = tuple(c for c in item.conditions if c.type not in (status.READY, status.RECONCILING))
+        unread = Condition(status.BACKEND_UNAVAILABLE, True, "CannotBeRead", text)
+        ready = Condition(status.READY, False, "BackendUnavailable", text)
+        return replace(item, step=None, ready=False, conditions=(ready, unread, *others))
+
     def _removal(self, ref: Ref, world: World, verdict: safety.Verdict, now: float) -> ObjectPlan:
         look = Look(world, now)
         hold = verdict.holds.get(ref)
@@ -107,7 +129,7 @@ class Planner:
             return replace(
                 base, conditions=(Condition(kind, True, hold.reason, hold.message),), wake_at=verdict.wake_at
             )
-        withheld = _withheld(base, look)
+        withheld = _suspended(base, look) or _withheld(base, look)
         if withheld is not None:
             return withheld
         try:
@@ -117,7 +139,8 @@ class Planner:
         except Exception as error:
             return replace(base, conditions=(_broken(error),))
         users = tuple(sorted({user.source for user in look.users(ref) if user.source in world.departing}))
-        step = Step(ref, draft.operations, Cause.PRUNE, draft.reason or "its spec is gone", draft.changes, users)
+        reason = draft.reason or "its spec is gone"
+        step = Step(ref, draft.operations, Cause.PRUNE, reason, draft.changes, users, draft.later)
         conditions = (*draft.conditions, Condition(status.RECONCILING, True, "Pruning", step.reason))
         return replace(
             base,
@@ -126,6 +149,17 @@ class Planner:
             wake_at=draft.wake_at,
             status=draft.status,
         )
+
+
+def _suspended(base: ObjectPlan, look: Look) -> ObjectPlan | None:
+    """A suspended object is left alone when its spec is gone, too."""
+    ledger = look.fact(Key("ledger", str(base.ref)))
+    by_hand = isinstance(ledger, Ledger) and ledger.suspended
+    by_spec = base.applied is not None and base.applied.annotations.get(ANNOTATION_SUSPEND) == "true"
+    if not by_hand and not by_spec:
+        return None
+    message = f"its spec is gone and it is suspended, so it stays; type: kvmd resume {base.ref}"
+    return replace(base, conditions=(Condition(status.PRUNE_HELD, True, "Suspended", message),))
 
 
 def _plan_object(ref: Ref, look: Look) -> ObjectPlan:
@@ -192,6 +226,9 @@ def _refusal(
     if resource.suspended or (isinstance(ledger, Ledger) and ledger.suspended):
         message = f"left alone until resumed; type: kvmd resume {ref}"
         return (Condition(status.READY, False, "Suspended", message),)
+    moved = _renamed(ref, resource, look)
+    if moved:
+        return (Condition(status.READY, False, "Immutable"), Condition(status.STALLED, True, "Immutable", moved))
     for claim in look.controller(ref).claims(ref, resource.spec):
         holder = next(iter(look.claimants(claim)), ref)
         if holder != ref:
@@ -220,6 +257,22 @@ def _refusal(
         )
         return (Condition(status.CONFLICT, True, "ExistsOnHost", message),)
     return None
+
+
+def _renamed(ref: Ref, resource: Resource, look: Look) -> str:
+    """What to say where the spec asks for another name on the host than the object has."""
+    applied = look.applied(ref)
+    if applied is None or not applied.known or not applied.generation:
+        return ""
+    before = applied.written.get("nameOnHost") or ref.name
+    after = getattr(resource.spec, "name_on_host", None) or ref.name
+    there = look.controller(ref).host_key(ref, None)
+    if before == after or look.fact(Key(there.type, str(before))) is None:
+        return ""
+    return (
+        f"spec.nameOnHost cannot change from '{before}' to '{after}': nothing renames it without a disturbance; "
+        f"write '{before}' back, or give the new one another metadata.name"
+    )
 
 
 def _uuid(fact: Fact | None) -> str:
@@ -296,6 +349,8 @@ def _changes(draft: Draft) -> str:
 
 def _cause(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> Cause:
     memory = look.memory(base.ref)
+    if all(isinstance(operation, LedgerWrite) for operation in draft.operations):
+        return Cause.RECORD
     if standing == ABSENT:
         return Cause.DRIFT if _was_there(base) else Cause.CREATE
     if standing in (FOREIGN, COPIED):

@@ -52,6 +52,9 @@ def _step(step: Mapping[str, Any], style: Style) -> list[str]:
     for operation in step["operations"]:
         cost = "" if operation["impact"] == "none" else f"  [{operation['impact']}]"
         lines.append(f"    {style.glyph('dot')} {operation['does']}{style.paint(cost, 'red')}")
+    for operation in step.get("later", ()):
+        cost = "" if operation["impact"] == "none" else f"  [{operation['impact']}]"
+        lines.append(f"    {style.glyph('dot')} then: {operation['does']}{style.paint(cost, 'red')}")
     if step["after"]:
         lines.append(style.paint(f"    after {', '.join(step['after'])}", "dim"))
     impact = step["impact"]

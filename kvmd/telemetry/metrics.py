@@ -13,6 +13,7 @@ from kvmd.api.resource import Ref
 from kvmd.api.status import CONDITION_TYPES, READY
 from kvmd.ops import Op
 from kvmd.plan.model import ObjectPlan, Plan
+from kvmd.plan.safety import PASSING
 from kvmd.telemetry.domains import DomainStats, exposition
 
 # controller-runtime's buckets, so that people's queries carry over
@@ -107,9 +108,10 @@ class Metrics:
             for kind, condition in touched:
                 self._resources.labels(kind, condition).set(self._tally[kind, condition])
             self._objects = dict(plan.objects)
-        if len(plan.holds) != self._held:
-            self._held = len(plan.holds)
-            self._prune_held.set(self._held)
+        held = sum(hold.reason not in PASSING for hold in plan.holds)
+        if held != self._held:
+            self._held = held
+            self._prune_held.set(held)
 
     def _take(self, item: ObjectPlan, old: ObjectPlan | None, touched: set[tuple[str, str]]) -> None:
         ref = item.ref

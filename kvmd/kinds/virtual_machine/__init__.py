@@ -122,7 +122,14 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     if not domain.active:
         return Draft((undefine,))
     act = power.stop(ref, _spec_of(applied), domain, look, "its spec is gone")
-    return Draft(act.operations, conditions=act.conditions, wake_at=act.wake_at, settled=False, reason=act.reason)
+    return Draft(
+        act.operations,
+        conditions=act.conditions,
+        wake_at=act.wake_at,
+        settled=False,
+        reason=act.reason,
+        later=(undefine,),
+    )
 
 
 def _spec_of(applied: Applied | None) -> Spec | None:

@@ -113,9 +113,16 @@ def _wish(ref: Ref, spec: Spec, domain: Domain | None, ledger: Ledger, look: Loo
         return (LEAVE, "") if ended else (RUN, _why_off(domain))
     if ledger.once == "done":
         return LEAVE, ""
+    if not ledger.once and domain is not None and not domain.active and _was_once(ref, look):
+        return "ask", ""  # the ledger is lost, and it may have run
     if ledger.once == "started":
         return (LEAVE, "") if domain is not None and domain.active else ("ask", "")
     return RUN, "to run once"
+
+
+def _was_once(ref: Ref, look: Look) -> bool:
+    applied = look.applied(ref)
+    return applied is not None and applied.written.get("runStrategy") == "Once"
 
 
 def _last_stop(domain: Domain | None, ledger: Ledger) -> str:

@@ -261,7 +261,7 @@ class Serial(SpecModel):
     file: HostPath | None = leaf(
         None,
         about="File on the host that keeps what the guest prints; `kvmd console` works with and without.",
-        example="/var/log/libvirt/qemu/web-console.log",
+        example="/var/lib/kvmd/consoles/web.log",
         update=Update.NEXT_BOOT,
     )
 

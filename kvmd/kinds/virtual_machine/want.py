@@ -93,7 +93,7 @@ def wanted(resource: Resource, domain: Domain | None, config: State | None, look
     )
     fallback = ""
     if word == "auto" and accelerator == "tcg":
-        fallback = f"runs emulated (tcg): {host.kvm_reason or 'this host has no usable KVM'}; type: kvmd check"
+        fallback = "runs emulated (tcg), since KVM is not usable on this host; to see why type: kvmd check"
     return Wanted(state, resolved, fallback)
 
 
