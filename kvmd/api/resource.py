@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from kvmd.api.problem import Position
 
 API_VERSION = "kvmd.dev/v1alpha1"
+ANNOTATION_PREFIX = "kvmd.dev/"
 ANNOTATION_SUSPEND = "kvmd.dev/suspend"
 ANNOTATION_PRUNE = "kvmd.dev/prune"
 ANNOTATION_ADOPT = "kvmd.dev/adopt"

@@ -101,6 +101,14 @@ class Applied:
         """True where that very spec was applied (links keep only the first 16 digits of its hash)."""
         return self.generation > 0 and resource.spec_hash.startswith(self.spec_hash or "-")
 
+    def records(self, resource: Resource, generation: int) -> bool:
+        """True where that spec, with these annotations, is what was noted as applied."""
+        return (
+            self.generation == generation
+            and self.of_this(resource)
+            and self.annotations == resource.metadata.annotations
+        )
+
     @cached_property
     def owned(self) -> frozenset[str]:
         """The paths of every leaf that was written then."""
