@@ -430,7 +430,7 @@ class RouteDelete(LinkOp):
 class LedgerWrite(Op):
     """Record a one-shot act, fsynced, before or after it happens."""
 
-    entry: str  # once | last_stop | suspended | forget
+    entry: str  # once | last_stop | suspended | removed | forget
     value: str = ""
     verb: ClassVar[str] = "record"
 

@@ -15,9 +15,12 @@ from kvmd.host import LIBVIRT, Host
 from kvmd.observed import Observed
 from kvmd.plan.model import Applied, Cause, Controller, Desired, Memory, ObjectPlan, Plan, Rules, Step
 from kvmd.plan.planner import Planner
+from kvmd.plan.safety import WEIGHTY
 from kvmd.settings import Settings
 from kvmd.sources.directory import Directory, Snapshot
 from kvmd.sources.store import Store
+
+LOOK_AGAIN_SECONDS = 1.0  # at what could not be read
 
 Tell = Callable[[str, str, str, bool], None]  # object, reason, message, warning
 
@@ -73,6 +76,8 @@ class Reconciler:
         self._kept_plan: Plan | None = None
         self._saved: Mapping[Ref, Resource] = {}
         self._load_applied()
+        for age, ref in host.ledger.removals():
+            self.memory.note_pruned(ref, time.monotonic() - age)
 
     # ---------------------------------------------------------------------------------------- the cycle
 
@@ -90,6 +95,8 @@ class Reconciler:
             dispatched = self._dispatch(plan, observed, begun)
         propagated = self._propagation(plan, begun)
         wakes = [wake for wake in (plan.wake_at, snapshot.wake_at, self._next_try(plan, begun)) if wake is not None]
+        if observed.missing:
+            wakes.append(begun + LOOK_AGAIN_SECONDS)
         seconds = time.monotonic() - begun
         return Report(plan, snapshot, observed, outcomes, dispatched, propagated, min(wakes, default=None), seconds)
 
@@ -193,9 +200,7 @@ class Reconciler:
             known = self._applied.get(ref)
             if known is None and item.step is not None and not _carries_its_mark(item.step):
                 fresh.append((item.resource, 0))
-            elif item.ready and (
-                known is None or known.generation != item.generation or not known.of_this(item.resource)
-            ):
+            elif item.ready and (known is None or not known.records(item.resource, item.generation)):
                 fresh.append((item.resource, item.generation))
         if fresh:
             self._applied_store.save_all(fresh)
@@ -204,7 +209,7 @@ class Reconciler:
     def _forget_gone(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
         if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:
             return
-        gone = [ref for ref in self._applied if ref not in plan.objects]
+        gone = [ref for ref in self._applied if ref not in plan.objects and not self.memory.of(ref).busy]
         if not gone:
             return
         for ref in gone:
@@ -213,7 +218,6 @@ class Reconciler:
             self.memory.forget(ref)
             if ref in self._pruning:
                 self._pruning.discard(ref)
-                self.memory.note_pruned(ref, time.monotonic())
                 self._tell(str(ref), "Removed", "its spec is gone and so is it", False)
             self._host.ledger.write(ops.LedgerWrite(str(ref), "forget"))
         self._applied = {ref: item for ref, item in self._applied.items() if ref not in gone}
@@ -236,10 +240,17 @@ class Reconciler:
             for step in job.steps:
                 self.memory.start(step)
                 if step.cause is Cause.PRUNE:
-                    self._pruning.add(step.ref)
+                    self._count_removal(step, now)
                 started.append(step)
             self._executor.submit(job)
         return tuple(started)
+
+    def _count_removal(self, step: Step, now: float) -> None:
+        """What is about to go for good counts for the brake, whatever becomes of this process."""
+        self._pruning.add(step.ref)
+        if step.ref.kind in WEIGHTY and any(isinstance(item, ops.DomainUndefine) for item in step.operations):
+            self._host.ledger.write(ops.LedgerWrite(str(step.ref), "removed", str(time.time())))
+            self.memory.note_pruned(step.ref, now)
 
     def _next_try(self, plan: Plan, now: float) -> float | None:
         times = [until for step in plan.steps if (until := self.memory.fruitless_until(step, now)) is not None]

@@ -19,7 +19,8 @@ from kvmd.host.files import Files
 from kvmd.host.ledger import LedgerFile
 from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import Recorder
-from kvmd.host.libvirt_facts import Capabilities, LibvirtFacts
+from kvmd.host.libvirt_facts import LibvirtFacts
+from kvmd.host.libvirt_reader import Capabilities
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.preflight import usable_kvm
@@ -50,7 +51,7 @@ class Host:
         self._links_complete = False
         self._monitor = LinkMonitor(self._on_links, namespace)
         self._monitor.start()
-        self.libvirt = LibvirtFacts(settings.libvirt, settings.owner, recorder, wake)
+        self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm = usable_kvm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from kvmd.observed import Fact, Key, Ledger
 
 # The file is rewritten with only what counts once it holds that many lines more than it needs.
 COMPACT_LINES = 4096
+HOUR_SECONDS = 3600.0
 
 
 class LedgerFile:
@@ -23,6 +25,7 @@ class LedgerFile:
     def __init__(self, directory: str) -> None:
         self._journal = Journal(os.path.join(directory, "ledger"))
         self._entries: dict[Ref, Ledger] = {}
+        self._removals: dict[Ref, float] = {}  # what the brake must count after a restart too, and its time of day
         self._lines = 0
         self.facts: Mapping[Key, Fact] = {}
         self._load()
@@ -49,8 +52,16 @@ class LedgerFile:
             self._entries[ref] = replace(known, once=value)
         elif entry == "last_stop":
             self._entries[ref] = replace(known, last_stop=value)
+        elif entry == "removed":
+            self._removals[ref] = float(value)
         elif entry == "forget":
             self._entries.pop(ref, None)
+
+    def removals(self) -> list[tuple[float, Ref]]:
+        """What was removed within the last hour, and how many seconds ago; a clock put back makes it now."""
+        now = time.time()
+        ages = {ref: max(0.0, now - when) for ref, when in self._removals.items()}
+        return [(age, ref) for ref, age in ages.items() if age < HOUR_SECONDS]
 
     def _publish(self) -> None:
         self.facts = {Key("ledger", str(ref)): entry for ref, entry in self._entries.items()}
@@ -75,6 +86,7 @@ class LedgerFile:
         lines = [
             _line(str(ref), name, value) for ref, entry in self._entries.items() for name, value in _values(entry)
         ]
+        lines += [_line(str(ref), "removed", str(time.time() - age)) for age, ref in self.removals()]
         self._journal.rewrite(lines)
         self._lines = len(lines)
 

@@ -261,7 +261,7 @@ class Agent:
 
     def write(self, name: str, text: str) -> None:
         """Write a spec file, whole."""
-        temporary = self.specs / f".{name}.new"
+        temporary = (self.specs / name).with_name(f".{Path(name).name}.new")
         temporary.write_text(text if text.endswith("\n") else text + "\n")
         temporary.rename(self.specs / name)
 

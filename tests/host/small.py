@@ -25,7 +25,7 @@ metadata: {{name: {name}{notes}}}
 spec:
   runStrategy: {strategy}
   accelerator: tcg
-  memory: {{guest: {memory}, maxGuest: 128Mi}}
+  memory: {{guest: {memory}}}
   shutdown: {{methods: [acpi], timeoutSeconds: 2}}
 {more}
 """

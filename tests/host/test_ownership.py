@@ -145,7 +145,6 @@ def test_a_mark_copied_onto_a_new_object_of_the_same_name(agent: Agent, stranger
 
 @pytest.mark.parametrize("annotation", [ADOPT, ADOPT_UUID])
 def test_adopting_restarts_and_detaches_nothing(agent: Agent, strangers: Strangers, annotation: str) -> None:
-    hermetic = agent.hermetic
     agent.write("hand.yaml", hand_spec(strangers.disk, annotation))
     agent.write("net.yaml", HAND_NETWORK_SPEC)
     orphan = "deletionPolicy: Orphan"

@@ -1,0 +1,315 @@
+"""Reading libvirt: one connection, and what was read over it of domains and networks."""
+
+from __future__ import annotations
+
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import libvirt
+
+from kvmd.api.mark import XML_NAMESPACE, Mark, find_in
+from kvmd.errors import BackendUnavailable, KvmdError
+from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
+from kvmd.observed import Domain, Network
+from kvmd.settings import Libvirt
+
+RETRY_SECONDS = 0.5
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shutoff",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+# virDomainShutoffReason, virDomainPausedReason, virDomainRunningReason
+_REASONS: Mapping[str, tuple[str, ...]] = {
+    "shutoff": (
+        "unknown",
+        "shutdown",
+        "destroyed",
+        "crashed",
+        "migrated",
+        "saved",
+        "failed",
+        "from snapshot",
+        "daemon",
+    ),
+    "paused": (
+        "unknown",
+        "user",
+        "migration",
+        "saving",
+        "dump",
+        "I/O error",
+        "watchdog",
+        "from snapshot",
+        "shutting down",
+        "snapshot",
+        "crashed",
+        "starting-up",
+        "post-copy",
+        "post-copy failed",
+        "api error",
+    ),
+    "running": (
+        "unknown",
+        "booted",
+        "migrated",
+        "restored",
+        "from snapshot",
+        "unpaused",
+        "migration canceled",
+        "save canceled",
+        "wakeup",
+        "crashed",
+        "post-copy",
+    ),
+    "crashed": ("unknown", "panicked"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What libvirt says of itself, QEMU and the host."""
+
+    libvirt_version: int = 0
+    qemu_version: int = 0
+    architecture: str = ""
+    machines: tuple[tuple[str, str], ...] = ()
+
+
+def _capabilities(connection: Any) -> Capabilities:
+    root = ElementTree.fromstring(connection.getCapabilities())
+    architecture = root.findtext("host/cpu/arch") or "x86_64"
+    machines = {
+        machine.text or "": machine.get("canonical", "")
+        for guest in root.findall("guest")
+        if guest.find(f"arch[@name='{architecture}']") is not None
+        for machine in guest.findall("arch/machine")
+        if machine.get("canonical")
+    }
+    return Capabilities(
+        connection.getLibVersion(), connection.getVersion(), architecture, tuple(sorted(machines.items()))
+    )
+
+
+@dataclass(slots=True)
+class Entry:
+    """A domain or network with what was derived from its XML, so that equal XML is never parsed again."""
+
+    fact: Domain | Network
+    ports: tuple[tuple[str, str], ...] = ()  # bridge and TAP of each NIC of the running self
+
+
+@dataclass(slots=True)
+class Stale:
+    """What must be read again."""
+
+    everything: bool = True
+    domains: set[str] = field(default_factory=set)
+    networks: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.domains) or bool(self.networks)
+
+
+# From so many domains on, flags are read by list.
+BULK = 8
+
+
+class Reader:
+    """One connection and everything read over it; it only calls what never blocks on a stuck guest.
+
+    Whoever gives up a reader that hangs makes a new one: what the old one still writes, it writes to itself.
+    """
+
+    def __init__(
+        self,
+        settings: Libvirt,
+        recorder: Recorder,
+        on_event: Callable[[str, str], None],
+        on_close: Callable[[], None],
+        before: Reader | None = None,
+    ) -> None:
+        self._settings, self._recorder, self._on_event, self._on_close = settings, recorder, on_event, on_close
+        self._connection: Any = None
+        self._retry_at = 0.0
+        self.domains: dict[str, Entry] = dict(before.domains) if before else {}
+        self.networks: dict[str, Entry] = dict(before.networks) if before else {}
+        self.capabilities: Capabilities = before.capabilities if before else Capabilities()
+        self._flags: tuple[frozenset[str], frozenset[str]] | None = None  # transient, autostart
+        self.relisted = 0.0
+
+    def refresh(self, stale: Stale) -> KvmdError | None:
+        """Read what is stale; the error that ended it, or None."""
+        try:
+            if self._connection is None or not self._connection.isAlive():
+                self._reconnect()
+                stale.everything = True
+            if stale.everything or len(stale.domains) > len(self.domains):
+                self._relist()
+            else:
+                self._look_at_flags(bulk=len(stale.domains) > BULK)
+                for uuid in stale.domains:
+                    self._reread(uuid, self.domains, self._find_domain, self._domain_entry)
+                for uuid in stale.networks:
+                    self._reread(uuid, self.networks, self._find_network, self._network_entry)
+        except libvirt.libvirtError as error:
+            if is_lost(error):
+                self._connection = None
+            return BackendUnavailable(f"libvirt could not be read: {error}", hint="see: virsh list --all")
+        except KvmdError as error:
+            return error
+        return None
+
+    def _look_at_flags(self, bulk: bool) -> None:
+        """Two lists instead of two calls a domain: who is transient, and who has libvirt's autostart on."""
+        self._flags = None
+        if bulk:
+            transient = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
+            autostart = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
+            self._flags = (
+                frozenset(domain.UUIDString() for domain in transient),
+                frozenset(domain.UUIDString() for domain in autostart),
+            )
+
+    def _reconnect(self) -> None:
+        now = time.monotonic()
+        if now < self._retry_at:
+            raise BackendUnavailable("libvirt does not answer; waiting before the next try")
+        self._retry_at = now + RETRY_SECONDS
+        self._connection = None
+        connection = connect(self._settings)
+        register_events(connection, self._on_event, self._on_close)
+        self._connection = connection
+        self.capabilities = _capabilities(connection)
+        self._retry_at = 0.0
+
+    def _relist(self) -> None:
+        with counted(self._recorder, "listAllDomains", "read"):
+            domains = self._connection.listAllDomains(0)
+        self._look_at_flags(bulk=len(domains) > BULK)
+        self.domains = self._entries(domains, self.domains, self._domain_entry)
+        try:
+            with counted(self._recorder, "listAllNetworks", "read"):
+                networks = self._connection.listAllNetworks(0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # the embedded driver has none
+                raise
+            networks = []
+        self.networks = self._entries(networks, self.networks, self._network_entry)
+        self.relisted = time.monotonic()
+
+    def _entries(self, objects: list[Any], before: dict[str, Entry], build: Callable[..., Entry]) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for item in objects:
+            uuid = item.UUIDString()
+            try:
+                found[uuid] = build(item, before.get(uuid))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in ABSENT:
+                    raise
+        return found
+
+    def _reread(
+        self, uuid: str, entries: dict[str, Entry], find: Callable[[str], Any], build: Callable[..., Entry]
+    ) -> None:
+        try:
+            entries[uuid] = build(find(uuid), entries.get(uuid))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in ABSENT:
+                raise
+            entries.pop(uuid, None)
+
+    def _find_domain(self, uuid: str) -> Any:
+        return self._connection.lookupByUUIDString(uuid)
+
+    def _find_network(self, uuid: str) -> Any:
+        return self._connection.networkLookupByUUIDString(uuid)
+
+    def _domain_entry(self, domain: Any, before: Entry | None) -> Entry:
+        state, reason = domain.state()
+        active = state != libvirt.VIR_DOMAIN_SHUTOFF
+        if state == libvirt.VIR_DOMAIN_CRASHED:
+            active = bool(domain.isActive())
+        secure = libvirt.VIR_DOMAIN_XML_SECURE
+        config = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
+        live = domain.XMLDesc(secure) if active else None
+        self._recorder.libvirt_call("XMLDesc", "read", "ok")
+        word = _STATES.get(state, "unknown")
+        reasons = _REASONS.get(word, ())
+        old = before.fact if before is not None and isinstance(before.fact, Domain) else None
+        uuid = domain.UUIDString()
+        if self._flags is not None:
+            persistent, autostart = uuid not in self._flags[0], uuid in self._flags[1]
+        else:
+            persistent = bool(domain.isPersistent())
+            autostart = bool(persistent and domain.autostart())
+        fact = Domain(
+            name=domain.name(),
+            uuid=uuid,
+            state=word,
+            reason=reasons[reason] if 0 <= reason < len(reasons) else "unknown",
+            config=config,
+            live=live,
+            persistent=persistent,
+            autostart=autostart,
+            mark=old.mark if old is not None and old.config == config else _mark(config),
+            boot_mark=old.boot_mark if old is not None and old.live == live else _mark(live),
+        )
+        if old == fact and before is not None:
+            return before
+        same_live = old is not None and old.live == live and before is not None
+        return Entry(fact, before.ports if same_live and before is not None else _ports(live))
+
+    def _network_entry(self, network: Any, before: Entry | None) -> Entry:
+        active = bool(network.isActive())
+        persistent = bool(network.isPersistent())
+        config = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE) if persistent else None
+        live = network.XMLDesc(0) if active else None
+        self._recorder.libvirt_call("networkXMLDesc", "read", "ok")
+        root = ElementTree.fromstring(config or live or "<network/>")
+        bridge = root.find("bridge")
+        fact = Network(
+            name=network.name(),
+            uuid=network.UUIDString(),
+            active=active,
+            config=config,
+            live=live,
+            autostart=bool(persistent and network.autostart()),
+            bridge="" if bridge is None else bridge.get("name", ""),
+            mark=find_in(root),
+        )
+        return before if before is not None and before.fact == fact else Entry(fact)
+
+
+def _mark(xml: str | None) -> Mark | None:
+    """The mark in a domain's XML; looking for the namespace first spares parsing what is not ours."""
+    if xml is None or XML_NAMESPACE not in xml:
+        return None
+    # Parsing only the metadata is ten times cheaper than the whole; libvirt declares our prefix within it.
+    start, end = xml.find("<metadata"), xml.find("</metadata>")
+    try:
+        return find_in(ElementTree.fromstring(f"<domain>{xml[start : end + len('</metadata>')]}</domain>"))
+    except ElementTree.ParseError:
+        return find_in(ElementTree.fromstring(xml))
+
+
+def _ports(live: str | None) -> tuple[tuple[str, str], ...]:
+    """Bridge and TAP of each NIC that libvirt itself put on a bridge."""
+    if live is None or "<interface " not in live:
+        return ()
+    found = []
+    for nic in ElementTree.fromstring(live).findall("devices/interface"):
+        source, target = nic.find("source"), nic.find("target")
+        if nic.get("type") in ("bridge", "network") and source is not None and target is not None:
+            bridge, tap = source.get("bridge"), target.get("dev")
+            if bridge and tap:
+                found.append((bridge, tap))
+    return tuple(found)
