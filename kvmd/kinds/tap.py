@@ -87,9 +87,16 @@ def files(spec: Spec) -> tuple[str, ...]:
 
 
 def usable(ref: Ref, look: Look) -> bool:
-    """True where the TAP is there."""
-    link = link_of(look, look.key(ref))
-    return link is not None and link.tun_mode == "tap"
+    """True where the TAP is there and stays: one that gets another number of queues goes first."""
+    link, resource = link_of(look, look.key(ref)), look.spec(ref)
+    if link is None or link.tun_mode != "tap":
+        return False
+    if resource is None or link.carrier or look.rules.owner != (link.mark.owner if link.mark else ""):
+        return True
+    assert isinstance(resource.spec, Spec)
+    applied = look.applied(ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    return link.multi_queue == resource.spec.multi_queue or not is_owned("multiQueue", owned)
 
 
 def plan(ref: Ref, look: Look) -> Draft:

@@ -54,7 +54,22 @@ def judge(desired: Desired, observed: Observed, memory: Memory, rules: Rules, no
         for ref in departing:
             if ref not in memory.prune_approved and (ref not in holds or holds[ref].reason == GRACE):
                 holds[ref] = Hold(ref, "Brake", f"{brake}; if that is meant type: {approve}", approve)
+    _hold_what_is_used(holds, departing, world)
     return Verdict(holds, digest, min(wakes, default=None))
+
+
+def _hold_what_is_used(holds: dict[Ref, Hold], departing: list[Ref], world: World) -> None:
+    """What a held object uses is held with it: its removal would wait for ever."""
+    todo = list(holds)
+    users = {ref: {user.source for user in world.users.get(ref, ())} for ref in departing}
+    while todo:
+        user = todo.pop()
+        for ref in departing:
+            if ref not in holds and user in users[ref]:
+                reason = holds[user].reason if holds[user].reason in PASSING else "StillUsed"
+                message = f"still used by {user}, which is held itself: {holds[user].message}"
+                holds[ref] = Hold(ref, reason, message)
+                todo.append(ref)
 
 
 def _general_reason(desired: Desired, observed: Observed, memory: Memory, rules: Rules) -> tuple[str, str] | None:
