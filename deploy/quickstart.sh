@@ -19,7 +19,7 @@ readonly kvm_group=kvmd-quickstart-kvm
 readonly up_within=240 # seconds for both guests; about 15 where nothing else runs
 
 missing=() changed=() step=0
-yes='' down=''
+yes='' down='' new_kvmd='' kvm_allowed=''
 
 usage() {
     cat <<END
@@ -129,8 +129,8 @@ announce() {
     if ! has_systemd && ! libvirt_answers; then
         say "  - virtlogd and libvirtd run; this script starts them, since no systemd runs here to do so"
         ! in_chroot || say "  - $qemu_conf says 'namespaces = []', since this is a chroot"
-        say "  - libvirt's QEMU user is in the group of /dev/kvm, where that group has no name here"
     fi
+    say "  - libvirt's QEMU user may open /dev/kvm (only where its group has no name here does that need a change)"
     say "  - kvmd is in $venv (a Python virtual environment; pip downloads its libraries, pinned by hash)"
     say "  - a small guest, built from Debian's cloud kernel and busybox, is in $home"
     say "  - example specs are in $specs, and kvmd runs and makes from them:"
@@ -176,15 +176,15 @@ give_machine_id() {
 
 start_libvirt() {
     step "libvirt"
+    allow_kvm
     if libvirt_answers; then
-        done_in "answers"
+        if [[ -n "$kvm_allowed" ]]; then did "answers; its QEMU user may open /dev/kvm now"; else done_in "answers"; fi
         return
     fi
     if has_systemd; then
         quietly systemctl enable --now virtlogd.socket libvirtd.service
     else
         allow_chroot
-        allow_kvm
         launch virtlogd "$log" virtlogd
         launch libvirtd "$log" /usr/bin/python3 "$here/deploy/reaper.py" libvirtd
     fi
@@ -218,6 +218,7 @@ allow_kvm() {
     if [[ " $(id -G libvirt-qemu 2>/dev/null) " == *" $gid "* ]] || getent group "$gid" > /dev/null; then return 0; fi
     groupadd --gid "$gid" "$kvm_group" && usermod --append --groups "$kvm_group" libvirt-qemu
     note group
+    kvm_allowed=1
 }
 
 pid_file() { echo "/run/kvmd-quickstart-$1.pid"; }
@@ -332,7 +333,7 @@ start_unit() {
         quietly systemctl daemon-reload
         new_kvmd=1
     fi
-    if [[ -z "${new_kvmd:-}" ]] && systemctl -q is-active kvmd; then
+    if [[ -z "$new_kvmd" ]] && systemctl -q is-active kvmd; then
         done_in "runs"
         return
     fi
@@ -343,7 +344,7 @@ start_unit() {
 
 start_process() {
     if pid=$(running_pid); then
-        if [[ -z "${new_kvmd:-}" ]]; then
+        if [[ -z "$new_kvmd" ]]; then
             done_in "runs (process $pid)"
             return
         fi
@@ -384,6 +385,8 @@ wait_for_guests() {
         done
         up+=("$name with $address")
     done
+    # one more look of kvmd's own, so that what is shown below is what has become of it
+    kvmd wait --timeout 30s "${objects[@]}" >> "$log" 2>&1 || true
     done_in "${up[*]}"
 }
 
@@ -493,6 +496,7 @@ take_down_kvmd() {
         if [[ -L /usr/local/bin/kvmd && ! -e /usr/local/bin/kvmd ]]; then rm -f /usr/local/bin/kvmd; fi
     fi
     rm -f "$daemon_log"
+    ! was_made group || groupdel "$kvm_group" 2>/dev/null || true
     # what the daemon kept of its own; images and the like are the user's
     ! was_made state || rm -f /var/lib/kvmd/{specs.jsonl,applied.jsonl,ledger}
     rm -rf /run/kvmd /var/cache/kvmd
@@ -508,7 +512,6 @@ take_down_libvirt() { # only where this script started it, and only if it serves
         done_in "left running: others use them"
         return
     fi
-    ! was_made group || groupdel "$kvm_group" 2>/dev/null || true
     ! was_made qemu.conf || sed -i "/^$conf_mark\$/,/^namespaces = \[\]\$/d" "$qemu_conf"
     for name in libvirtd virtlogd; do
         pid=$(cat "$(pid_file "$name")" 2>/dev/null) || continue
