@@ -29,7 +29,8 @@ class LibvirtFacts:
         self._error: KvmdError | None = BackendUnavailable("libvirt was not asked yet")
         self._facts: Mapping[Key, Fact] = {}
         self._ports: TapsByBridge = {}
-        self._reader = self._new_reader(None)
+        with self._lock:  # a reader asks whether it still is the one: not before it is named
+            self._reader = self._new_reader(None)
 
     @property
     def capabilities(self) -> Capabilities:
