@@ -116,7 +116,7 @@ class Network:
     config: str | None
     live: str | None
     autostart: bool = False
-    bridge: str = ""
+    bridge: str = ""  # of the running self, else of the definition
     mark: Mark | None = None
 
 

@@ -275,7 +275,8 @@ class Reader:
         live = network.XMLDesc(0) if active else None
         self._recorder.libvirt_call("networkXMLDesc", "read", "ok")
         root = ElementTree.fromstring(config or live or "<network/>")
-        bridge = root.find("bridge")
+        running = ElementTree.fromstring(live) if live is not None else root
+        bridge = running.find("bridge")  # another in the definition is for the next start
         fact = Network(
             name=network.name(),
             uuid=network.UUIDString(),

@@ -426,28 +426,29 @@ def _running(
     spec = resource.spec
     assert isinstance(spec, Spec)
     bridge = network.bridge
+    after = want.bridge if isinstance(want.bridge, str) else bridge  # its name once it is started again
     ports = _ports(look, bridge)
     taps, guests = tuple(tap for tap, _ in ports.taps), tuple(sorted({guest for _, guest in ports.taps}))
     if not network.active or network.live is None:
-        return [ops.NetworkStart(network.name, network.uuid, bridge, taps)], (), ()
+        return [ops.NetworkStart(network.name, network.uuid, after, taps)], (), ()
     if bridge and look.fact(Key("link", bridge)) is None:
         # libvirt goes on saying that the network is active after its bridge was deleted.
-        return [ops.NetworkRestart(network.name, network.uuid, bridge, taps, ())], (), ()
+        return [ops.NetworkRestart(network.name, network.uuid, after, taps, ())], (), ()
     live = xmlmap.read(State, xmlmap.parse(network.live))
     found = tuple(c for c in differences(live, want) if is_owned(c.path, owned))
     in_place = [c for c in found if c.path == "ips" and _same_subnets(live, want)]
     disruptive = [c for c in found if c not in in_place]
-    operations: list[ops.Op] = _dhcp_updates(network, live, want) if in_place and not disruptive else []
+    operations: list[ops.Op] = _dhcp_updates(network, live, want) if in_place else []
     operations += _replugs(ports, bridge, look)
     if not disruptive:
         return operations, (), found
     memory = look.memory(resource.ref)
     approved = memory.approved_hash == resource.spec_hash
     if spec.disruption_policy == "Replug" or approved or not taps:
-        restart = ops.NetworkRestart(network.name, network.uuid, bridge, taps, guests)
+        restart = ops.NetworkRestart(network.name, network.uuid, after, taps, guests)
         return [restart], (), found
     pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in disruptive)
-    return operations, pending, ()
+    return operations, pending, tuple(in_place)
 
 
 def _same_subnets(live: State, want: State) -> bool:

@@ -10,13 +10,14 @@ from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
-from kvmd.api.status import BLOCKED, DEGRADED, Condition
+from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.kinds.virtual_machine.status import status_of
+from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
 from kvmd.kinds.virtual_machine.want import Wanted, attached_to, known_devices, wanted
 from kvmd.observed import Domain, File, Key
 from kvmd.plan.look import Look
@@ -62,10 +63,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
 
 def files(spec: Spec) -> tuple[str, ...]:
     """Every file that must be there before it starts."""
-    boot = spec.kernel_boot
-    found = [disk.media.path if disk.media else disk.path for disk in spec.disks]
-    found += [boot.kernel.path, boot.initrd.path if boot.initrd else None] if boot else []
-    return tuple(path for path in found if path)
+    return files_of(spec)
 
 
 def usable(ref: Ref, look: Look) -> bool:
@@ -87,14 +85,14 @@ def plan(ref: Ref, look: Look) -> Draft:
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
-    absent = _absent_files(resource.spec, look)
+    absent = absent_files(resource.spec, look)
     # A guest that could not start again is not shut down for the sake of a restart.
     restart = domain is not None and domain.active and not absent and _restarts(resource, domain, running, look)
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
-    operations = (*definition, *_without_files(live_operations, absent), *_without_files(acts.operations, absent))
-    withheld = _without_files((*live_operations, *acts.operations), absent) != (*live_operations, *acts.operations)
-    conditions = (*acts.conditions, *running.conditions, *_conditions(want, absent, withheld))
+    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look)
+    operations = (*definition, *now.operations)
+    conditions = (*acts.conditions, *running.conditions, *now.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
     needs = _needs(resource.spec, operations)
     return Draft(
@@ -105,7 +103,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         needs,
         status_of(resource, domain, live, want.state, known, look),
         min(wakes, default=None),
-        acts.settled and running.wake_at is None and not withheld,
+        acts.settled and running.wake_at is None and now.all,
         acts.reason if not changes and not running.changes else "",
     )
 
@@ -283,35 +281,11 @@ def _restarts(resource: Resource, domain: Domain, running: LiveChanges, look: Lo
     return spec.update_policy.restart == "Automatic" or memory.approved_hash == resource.spec_hash
 
 
-def _absent_files(spec: Spec, look: Look) -> tuple[str, ...]:
-    found = ((path, look.fact(Key("file", path))) for path in files(spec))
-    return tuple(path for path, fact in found if not isinstance(fact, File) or fact.kind not in ("regular", "block"))
-
-
-def _without_files(operations: tuple[ops.Op, ...], absent: tuple[str, ...]) -> tuple[ops.Op, ...]:
-    """Nothing that would open a file starts while one is missing."""
-    if not absent:
-        return operations
-    opens = (ops.DomainStart, ops.DomainAttach, ops.DomainUpdateDevice)
-    return tuple(operation for operation in operations if not isinstance(operation, opens))
-
-
 def _needs(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[Ref, ...]:
     if not any(isinstance(item, ops.DomainStart | ops.DomainAttach | ops.DomainUpdateDevice) for item in operations):
         return ()
     return tuple(dict.fromkeys(target for nic in spec.interfaces if (target := attached_to(nic)) is not None))
 
 
-def _conditions(want: Wanted, absent: tuple[str, ...], withheld: bool) -> tuple[Condition, ...]:
-    found = []
-    if withheld:
-        text = (
-            f"waits for {', '.join(absent)}: not a file on this host; put it there, it is looked at every few seconds"
-        )
-        found.append(Condition(BLOCKED, True, "FileMissing", text))
-    elif absent:
-        text = f"{', '.join(absent)} is not a file on this host; the next start will wait for it"
-        found.append(Condition(DEGRADED, True, "FileMissing", text))
-    if want.fallback:
-        found.append(Condition(DEGRADED, True, "AcceleratorFallback", want.fallback))
-    return tuple(found)
+def _fallback(want: Wanted) -> tuple[Condition, ...]:
+    return (Condition(DEGRADED, True, "AcceleratorFallback", want.fallback),) if want.fallback else ()

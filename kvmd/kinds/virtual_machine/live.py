@@ -149,13 +149,10 @@ def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.
         return _detach(domain, alias, dict(xml.nic_elements(running.root, running.known))[name])
     want = next(nic for nic in running.want.interfaces if nic.name == name)
     live = next(nic for nic in running.live.interfaces if nic.name == name)
-    if leaf == "attachment" and not (
-        live.attachment.startswith(SWITCHABLE) and want.attachment.startswith(SWITCHABLE)
-    ):
+    switchable = live.attachment.startswith(SWITCHABLE) and want.attachment.startswith(SWITCHABLE)
+    if leaf != "link" and not (leaf == "attachment" and switchable):
         return None
-    if leaf not in ("attachment", "link"):
-        return None
-    if not want.attachment.startswith(SWITCHABLE):
+    if not switchable:
         want = replace(want, attachment=live.attachment)
     element = dict(xml.nic_elements(running.root, running.known))[name]
     return _update(domain, alias, element, want, "attachment", "link")

@@ -1,0 +1,96 @@
+"""What the next operations of a guest must wait for: files that are not there, TAPs that somebody else holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvmd import ops
+from kvmd.api.resource import Ref
+from kvmd.api.status import BLOCKED, DEGRADED, Condition
+from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
+from kvmd.kinds.virtual_machine.spec import Disk, Spec
+from kvmd.observed import File, Key, Link
+from kvmd.plan.look import Look
+
+
+@dataclass(frozen=True, slots=True)
+class Possible:
+    """The operations that can be carried out now, and what is said of the others."""
+
+    operations: tuple[ops.Op, ...]
+    conditions: tuple[Condition, ...]
+    all: bool  # False where one must wait
+
+
+def file_of(disk: Disk) -> str | None:
+    """The file behind a disk or in the tray of a CD-ROM."""
+    return disk.media.path if disk.media else disk.path
+
+
+def files_of(spec: Spec) -> tuple[str, ...]:
+    """Every file that must be there before the guest starts."""
+    boot = spec.kernel_boot
+    found = [file_of(disk) for disk in spec.disks]
+    found += [boot.kernel.path, boot.initrd.path if boot.initrd else None] if boot else []
+    return tuple(path for path in found if path)
+
+
+def absent_files(spec: Spec, look: Look) -> tuple[str, ...]:
+    """Those of them that are no file now."""
+    found = ((path, look.fact(Key("file", path))) for path in files_of(spec))
+    return tuple(path for path, fact in found if not isinstance(fact, File) or fact.kind not in ("regular", "block"))
+
+
+def possible(spec: Spec, operations: tuple[ops.Op, ...], absent: tuple[str, ...], look: Look) -> Possible:
+    """Leave out what would open a missing file or a TAP in use; everything beside it goes on."""
+    lacking: dict[str, None] = {}
+    held: dict[str, None] = {}
+    kept: list[ops.Op] = []
+    for operation in operations:
+        files = [path for path in _opens(operation, spec) if path in absent]
+        taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
+        if not files and not taps:
+            kept.append(operation)
+        lacking |= dict.fromkeys(files)
+        held |= dict.fromkeys(taps)
+    if any(isinstance(item, ops.DomainStart) for item in operations if item not in kept):
+        # A start that waits is not noted as begun: a guest that runs Once would never run.
+        kept = [item for item in kept if not (isinstance(item, ops.LedgerWrite) and item.value in ("started", ""))]
+    return Possible(tuple(kept), tuple(_conditions(tuple(lacking), tuple(held), absent)), not lacking and not held)
+
+
+def _opens(operation: ops.Op, spec: Spec) -> tuple[str, ...]:
+    if isinstance(operation, ops.DomainStart):
+        return files_of(spec)
+    if isinstance(operation, ops.DomainAttach | ops.DomainUpdateDevice):
+        found = (file_of(disk) for disk in spec.disks if operation.alias == ALIAS_DISK + disk.name)
+        return tuple(path for path in found if path)
+    return ()
+
+
+def _plugs(operation: ops.Op, spec: Spec, look: Look) -> tuple[str, ...]:
+    if not isinstance(operation, ops.DomainStart | ops.DomainAttach):
+        return ()
+    nics = [nic for nic in spec.interfaces if nic.tap]
+    if isinstance(operation, ops.DomainAttach):
+        nics = [nic for nic in nics if operation.alias == ALIAS_NIC + nic.name]
+    return tuple(look.key(Ref("Tap", str(nic.tap))).name for nic in nics)
+
+
+def _is_held(tap: str, look: Look) -> bool:
+    link = look.fact(Key("link", tap))
+    return isinstance(link, Link) and link.carrier
+
+
+def _conditions(lacking: tuple[str, ...], held: tuple[str, ...], absent: tuple[str, ...]) -> Iterator[Condition]:
+    if lacking:
+        cure = "put it there, it is looked at every few seconds"
+        text = f"waits for {', '.join(lacking)}: not a file on this host; {cure}"
+        yield Condition(BLOCKED, True, "FileMissing", text)
+    elif absent:
+        text = f"{', '.join(absent)} is not a file on this host; the next start will wait for it"
+        yield Condition(DEGRADED, True, "FileMissing", text)
+    if held:
+        text = f"waits for {', '.join(held)}: another process holds that TAP; to see which type: kvmd topology"
+        yield Condition(BLOCKED, True, "TapInUse", text)
