@@ -359,10 +359,14 @@ class LinkSet(LinkOp):
 
 @dataclass(frozen=True, slots=True)
 class LinkDelete(LinkOp):
-    """Delete a link by the index that was just seen, only if it still carries *alias*."""
+    """Delete a link by the index that was just seen, only if it still carries *alias*.
+
+    What libvirt left behind carries none: then *mac*, which libvirt drew for it, says whose it is.
+    """
 
     index: int
     alias: str
+    mac: str = ""
     verb: ClassVar[str] = "delete link"
 
 

@@ -169,7 +169,8 @@ def check_removable(operation: LinkDelete, now: Snapshot) -> None:
             f"cannot {operation.describe()}: link {operation.index} is no longer {operation.name}",
             hint="kvmd plans again",
         )
-    if not operation.alias or link.alias != operation.alias:
+    left_behind = not operation.alias and not link.alias and link.mac == operation.mac
+    if link.alias != operation.alias or not (operation.alias or left_behind):
         raise Stale(
             f"cannot {operation.describe()}: its mark is now {link.alias!r}",
             hint=f"kvmd plans again; to look: ip -d link show {link.name}",

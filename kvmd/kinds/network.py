@@ -313,7 +313,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     guests = sorted({guest for _, guest in _ports(look, network.bridge).taps} - look.departing_names(ref))
     if guests:
         raise Blocked(f"{ref}: used by {', '.join(guests)}", hint="shut those guests down or move their NICs first")
-    stop = (ops.NetworkStop(network.name, network.uuid),) if network.active else ()
+    stop = (ops.NetworkStop(network.name, network.uuid),) if network.active else _left_behind(network, look)
     return Draft((*stop, ops.NetworkUndefine(network.name, network.uuid)))
 
 
@@ -430,7 +430,7 @@ def _running(
     ports = _ports(look, bridge)
     taps, guests = tuple(tap for tap, _ in ports.taps), tuple(sorted({guest for _, guest in ports.taps}))
     if not network.active or network.live is None:
-        return [ops.NetworkStart(network.name, network.uuid, after, taps)], (), ()
+        return [*_left_behind(network, look), ops.NetworkStart(network.name, network.uuid, after, taps)], (), ()
     if bridge and look.fact(Key("link", bridge)) is None:
         # libvirt goes on saying that the network is active after its bridge was deleted.
         return [ops.NetworkRestart(network.name, network.uuid, after, taps, ())], (), ()
@@ -449,6 +449,20 @@ def _running(
         return [restart], (), found
     pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in disruptive)
     return operations, pending, tuple(in_place)
+
+
+def _left_behind(network: Fact, look: Look) -> tuple[ops.LinkDelete, ...]:
+    """The bridge that a libvirtd which died in the middle of a start made: with it there no start succeeds.
+
+    It is known by the MAC that libvirt drew for this network alone.
+    """
+    link = look.fact(Key("link", network.bridge)) if network.bridge else None
+    if not isinstance(link, Link) or link.kind != "bridge" or link.alias or _ports(look, link.name).members:
+        return ()
+    mac = xmlmap.parse(network.config or "<network/>").find("mac")
+    if mac is None or mac.get("address", "").lower() != link.mac:
+        return ()
+    return (ops.LinkDelete(link.name, link.index, "", link.mac),)
 
 
 def _same_subnets(live: State, want: State) -> bool:

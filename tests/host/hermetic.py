@@ -215,11 +215,15 @@ class Agent:
 
     def start(self) -> None:
         """Start the daemon and wait until it is ready."""
-        output = self.log.open("ab")
-        self._process = subprocess.Popen(
-            self.command("run"), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=ENVIRONMENT
-        )
+        self.launch()
         wait_until(self.is_ready, 60, f"kvmd is ready; its log: {self.log}")
+
+    def launch(self) -> None:
+        """Start the daemon without waiting for anything."""
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command("run"), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=ENVIRONMENT
+            )
 
     def is_ready(self) -> bool:
         """True once the daemon answers that it is ready."""
