@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kvmd import ops
 from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
-from kvmd.api.resource import Claim, Ref, Reference, SpecModel
+from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
@@ -19,6 +19,9 @@ from kvmd.plan.model import LEAVE, Change, Draft, Leave, at, differences, is_own
 KIND = "Tap"
 PLURAL = "taps"
 SHORT = "tap"
+
+
+_UNHELD = ("owner", "group", "multiQueue")  # what the kernel changes of a TAP that nobody holds
 
 
 class Spec(SpecModel):
@@ -87,16 +90,17 @@ def files(spec: Spec) -> tuple[str, ...]:
 
 
 def usable(ref: Ref, look: Look) -> bool:
-    """True where the TAP is there and stays: one that gets another number of queues goes first."""
+    """True where the TAP is there; one that gets another owner or other queues is held by nobody before."""
     link, resource = link_of(look, look.key(ref)), look.spec(ref)
     if link is None or link.tun_mode != "tap":
         return False
-    if resource is None or link.carrier or look.rules.owner != (link.mark.owner if link.mark else ""):
+    if resource is None or link.carrier or link.mark is None:
         return True
-    assert isinstance(resource.spec, Spec)
-    applied = look.applied(ref)
-    owned = resource.owned | (applied.owned if applied else frozenset())
-    return link.multi_queue == resource.spec.multi_queue or not is_owned("multiQueue", owned)
+    try:
+        _, changes = _compare(resource, link, look)
+    except Blocked:
+        return True
+    return not any(change.path in _UNHELD for change in changes)
 
 
 def plan(ref: Ref, look: Look) -> Draft:
@@ -106,27 +110,14 @@ def plan(ref: Ref, look: Look) -> Draft:
     spec, name = resource.spec, look.key(ref).name
     link = link_of(look, look.key(ref))
     same_kind_or_refuse(ref, link, "tun", "tap")
-    bridge = Ref("Bridge", spec.bridge) if spec.bridge else None
-    master = look.key(bridge).name if bridge else ""
-    needs = (bridge,) if bridge else ()
-    owner, group = account("user", spec.owner, look), account("group", spec.group, look)
+    needs = (Ref("Bridge", spec.bridge),) if spec.bridge else ()
     alias = alias_for(resource, link, look)
     if link is None:
-        create = ops.TapCreate(name, alias, "tap", owner, group, spec.multi_queue)
-        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=master or None, up=True)
+        want = _wanted(spec, look)
+        create = ops.TapCreate(name, alias, "tap", _number(want.owner), _number(want.group), spec.multi_queue)
+        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=str(want.bridge) or None, up=True)
         return Draft((create, join), needs=needs, status=link_status(None))
-    want = State(
-        owner=owner,
-        group=group,
-        bridge=master,
-        multi_queue=spec.multi_queue,
-        mtu=LEAVE if spec.mtu is None else spec.mtu,
-        mac=LEAVE if spec.mac is None else spec.mac,
-    )
-    seen = State(link.owner, link.group, link.master, link.multi_queue, link.mtu, link.mac)
-    applied = look.applied(ref)
-    owned = resource.owned | (applied.owned if applied else frozenset())
-    changes = tuple(change for change in differences(seen, want) if is_owned(change.path, owned))
+    want, changes = _compare(resource, link, look)
     operations, pending = _change(link, want, changes, alias)
     return Draft(
         tuple(operations), changes, pending, needs=needs, status=link_status(link, multiQueue=link.multi_queue)
@@ -145,6 +136,31 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
+def _wanted(spec: Spec, look: Look) -> State:
+    return State(
+        owner=account("user", spec.owner, look),
+        group=account("group", spec.group, look),
+        bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
+        multi_queue=spec.multi_queue,
+        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        mac=LEAVE if spec.mac is None else spec.mac,
+    )
+
+
+def _compare(resource: Resource, link: Link, look: Look) -> tuple[State, tuple[Change, ...]]:
+    """What is wanted, and what of it that is ours differs."""
+    assert isinstance(resource.spec, Spec)
+    want = _wanted(resource.spec, look)
+    seen = State(link.owner, link.group, link.master, link.multi_queue, link.mtu, link.mac)
+    applied = look.applied(resource.ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    return want, tuple(change for change in differences(seen, want) if is_owned(change.path, owned))
+
+
+def _number(account_of: int | Leave | None) -> int | None:
+    return account_of if isinstance(account_of, int) else None
+
+
 def _change(
     link: Link, want: State, changes: tuple[Change, ...], alias: str
 ) -> tuple[list[ops.Op], tuple[Pending, ...]]:
@@ -161,7 +177,7 @@ def _change(
         "master": moved,
         "up": None if link.up else True,
     }
-    waits = [change for change in changes if change.path in ("owner", "group", "multiQueue")]
+    waits = [change for change in changes if change.path in _UNHELD]
     operations: list[ops.Op] = []
     if moved and link.master:
         operations.append(ops.LinkSet(link.name, link.index, master=""))
@@ -176,7 +192,6 @@ def _change(
     if "multiQueue" in paths:
         # The kernel cannot change the number of queues of a TAP that is there: it goes, the next look makes it anew.
         return [ops.LinkDelete(link.name, link.index, alias=link.alias)], ()
-    owner = want.owner if isinstance(want.owner, int) else None
-    group = want.group if isinstance(want.group, int) else None
-    operations.append(ops.TapOwner(link.name, link.index, "tap", owner, group, link.multi_queue))
+    owner = ops.TapOwner(link.name, link.index, "tap", _number(want.owner), _number(want.group), link.multi_queue)
+    operations.append(owner)
     return operations, ()
