@@ -133,15 +133,15 @@ class Specs:
     def mend(self) -> None:
         """Ask for everything that something names, so that nothing waits."""
         text = "".join(self.objects().values())
-        for kind, word in (("Network", "network"), ("Bridge", "bridge"), ("Tap", "tap")):
+        for kind in ("Network", "Bridge", "Tap"):
             for name in NAMES[kind]:
-                if f"{word}: {name}}}" in text + "}" or f"{word}: {name}," in text:
-                    if f"{kind}/{name}" not in self.objects():
-                        self.files.setdefault("mend.yaml", {})[f"{kind}/{name}"] = self.text(kind, name)
-                        text = "".join(self.objects().values())
+                named = f"{kind.lower()}: {name}}}" in text or f"{kind.lower()}: {name}," in text
+                if named and f"{kind}/{name}" not in self.objects():
+                    self.files.setdefault("mend.yaml", {})[f"{kind}/{name}"] = self.text(kind, name)
         self.write("mend.yaml")
+        text = "".join(self.objects().values())
         for name in NAMES["Bridge"]:  # the TAPs that were just added name bridges too
-            if f"bridge: {name}" in text and f"Bridge/{name}" not in self.objects():
+            if f"bridge: {name}," in text and f"Bridge/{name}" not in self.objects():
                 self.files.setdefault("mend.yaml", {})[f"Bridge/{name}"] = self.text("Bridge", name)
         self.write("mend.yaml")
 

@@ -1,0 +1,160 @@
+"""At rest it is silent, and what converged plans to nothing.
+
+KVMD_TEST_REST_SECONDS sets how long the silence is watched (a campaign: 60 and more).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guest import guest_files
+from hermetic import REPOSITORY, Agent, Hermetic, wait_until
+from small import link, network, vm, wipe
+
+pytestmark = pytest.mark.libvirt
+
+REST_SECONDS = float(os.environ.get("KVMD_TEST_REST_SECONDS", "25"))  # longer than a rescan
+DOMAINS = 20
+RUNNING = 3
+MESSAGE_TYPE = re.compile(r"nlmsg_type=(RTM_\w+|0x[0-9a-f]+)")  # strace knows the names of some only
+TUN = re.compile(r"TUNSET\w+")
+
+
+@pytest.fixture
+def full(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
+    """A host with everything on it, converged."""
+    wipe(hermetic)
+    agent = Agent(hermetic, tmp_path)
+    for number in range(DOMAINS):
+        strategy = "Always" if number < RUNNING else "Halted"
+        more = f"  interfaces: [{{name: net0, network: net}}, {{name: net1, tap: tap{number}}}]"
+        agent.write(f"vm{number}.yaml", vm(f"vm{number}", strategy, more=more) + link("Tap", f"tap{number}", BRIDGED))
+    agent.write("links.yaml", network("net", 183) + link("Bridge", "br0", ADDRESS))
+    agent.start()
+    agent.wait_ready(*(f"VirtualMachine/vm{number}" for number in range(DOMAINS)), "Bridge/br0", seconds=120)
+    yield agent
+    agent.stop()
+    wipe(hermetic)
+
+
+BRIDGED = "{bridge: br0}"
+ADDRESS = "{addresses: {from: Static, static: [10.88.0.1/24]}}"
+
+
+def trace(agent: Agent, seconds: float) -> list[str]:
+    """Every system call with which a process could change something, of every thread, seen from outside."""
+    file = agent.folder / "strace.txt"
+    calls = "sendto,sendmsg,sendmmsg,write,writev,ioctl,unlink,unlinkat,rename,renameat,renameat2"
+    options = ["-f", "-y", "-yy", "-s", "64", "-xx", "-e", f"trace={calls}", "-o", str(file)]
+    watcher = subprocess.Popen(["strace", *options, "-p", str(agent.pid())], stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    watcher.send_signal(signal.SIGINT)
+    watcher.wait(20)
+    return file.read_text(errors="replace").splitlines()
+
+
+def mutates(line: str) -> bool:
+    """True for a request that changes links: the types of rtnetlink come in fours, new, del, get, set, from 16 on."""
+    types = [found[1] for found in MESSAGE_TYPE.finditer(line)]
+    changing = [
+        not name.startswith("RTM_GET") if name.startswith("RTM_") else int(name, 16) >= 16 and int(name, 16) & 3 != 2
+        for name in types
+    ]
+    return any(changing) or TUN.search(line) is not None
+
+
+def libvirt_messages(lines: list[str]) -> list[bytes]:
+    """What went to libvirtd's socket."""
+    sent = []
+    for line in lines:
+        found = re.search(r'(?:write|sendto)\(\d+<UNIX[^"]*, "((?:\\x[0-9a-f]{2})*)"', line)
+        if found:
+            sent.append(bytes.fromhex(found[1].replace("\\x", "")))
+    return sent
+
+
+def test_at_rest_nothing_is_written(full: Agent) -> None:
+    agent = full
+    time.sleep(2)
+    before = {
+        "writes": agent.writes(),
+        "relists": agent.metric("kvmd_libvirt_calls_total", call="listAllDomains"),
+        "reads": agent.metric("kvmd_libvirt_calls_total", call="XMLDesc"),
+        "operations": agent.metric("kvmd_operations_total"),
+    }
+    state = {path: path.stat().st_mtime_ns for path in (agent.folder / "state").rglob("*")}
+    index = agent.hermetic.links()["br0"]["ifindex"]
+    lines = trace(agent, REST_SECONDS)
+    after = {
+        "writes": agent.writes(),
+        "relists": agent.metric("kvmd_libvirt_calls_total", call="listAllDomains"),
+        "reads": agent.metric("kvmd_libvirt_calls_total", call="XMLDesc"),
+        "operations": agent.metric("kvmd_operations_total"),
+    }
+    assert after == before
+    assert [line for line in lines if mutates(line)] == []
+    assert [message for message in libvirt_messages(lines) if not is_keepalive(message)] == []
+    assert [line for line in lines if "unlink" in line or "rename" in line] == []
+    assert {path: path.stat().st_mtime_ns for path in (agent.folder / "state").rglob("*")} == state
+    assert agent.hermetic.links()["br0"]["ifindex"] == index
+    print(f"{len(lines)} calls traced in {REST_SECONDS:g} s; none changed anything")
+
+
+def is_keepalive(message: bytes) -> bool:
+    """A message of libvirt's keepalive program (0x6b656570, "keep")."""
+    return b"keep" in message[:12]
+
+
+def test_the_trace_would_have_seen_a_change(full: Agent) -> None:
+    """The watcher itself is watched: one drift, and its correction shows in the trace."""
+    agent = full
+    hermetic = agent.hermetic
+    before = agent.writes()
+    subprocess.Popen(
+        hermetic.inside(
+            "sh", "-c", "sleep 1; ip link set tap5 nomaster; virsh -c '" + hermetic.uri + "' autostart vm9"
+        )
+    )
+    lines = trace(agent, 4)
+    wait_until(lambda: hermetic.links()["tap5"].get("master") == "br0", 20)
+    assert any(mutates(line) for line in lines)
+    hermetic.virsh("destroy", "vm0")
+    lines = trace(agent, 4)
+    wait_until(lambda: agent.writes() > before, 20)
+    assert any(not is_keepalive(message) for message in libvirt_messages(lines))
+
+
+EXAMPLES = sorted(path for path in (REPOSITORY / "specs").iterdir() if any(path.rglob("*.yaml")))
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_that_converged_plans_to_nothing(hermetic: Hermetic, tmp_path: Path, example: Path) -> None:
+    wipe(hermetic)
+    agent = Agent(hermetic, tmp_path)
+    files = guest_files()
+    try:
+        for path in example.rglob("*.yaml") if example.is_dir() else [example]:
+            text = path.read_text()
+            text = re.sub(r"/var/lib/kvmd/\S*/vmlinuz", files.kernel, text)
+            text = re.sub(r"/var/lib/kvmd/\S*/initrd(\.img)?", files.initrd, text)
+            text = re.sub(r"/var/lib/kvmd/\S*/(\S+\.console)", rf"{tmp_path}/\1", text)
+            agent.write(path.name, text)
+        agent.kvmd("plan", "--detailed-exitcode", code=2)
+        agent.start()
+        names = agent.kvmd("get", "all", "-o", "name").split()
+        agent.wait_ready(*names, seconds=120)
+        agent.kvmd("plan", "--detailed-exitcode")
+        agent.stop()
+        agent.kvmd("plan", "--detailed-exitcode")
+        agent.kvmd("diff")
+    finally:
+        agent.stop()
+        wipe(hermetic)
