@@ -12,6 +12,7 @@ from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Retry, Stale
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
+from kvmd.host.leftovers import end_dnsmasq
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -71,7 +72,7 @@ class LibvirtActs:
             case ops.NetworkDefine(xml=xml):
                 self._connection.networkDefineXML(xml)
             case ops.NetworkStart(uuid=uuid):
-                _unless_done(self._network(uuid).create)
+                _start(self._network(uuid))
             case ops.NetworkRestart(uuid=uuid):
                 network = self._network(uuid)
                 _unless_done(network.destroy)
@@ -79,7 +80,9 @@ class LibvirtActs:
             case ops.NetworkStop(uuid=uuid):
                 _unless_done(self._network(uuid).destroy)
             case ops.NetworkUndefine(uuid=uuid):
-                self._network(uuid).undefine()
+                network = self._network(uuid)
+                _clear_away(network)
+                network.undefine()
             case ops.NetworkSetAutostart(uuid=uuid, enabled=enabled):
                 self._network(uuid).setAutostart(int(enabled))
             case ops.NetworkUpdate():
@@ -130,6 +133,24 @@ class LibvirtActs:
         flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
         section, command = _SECTIONS[operation.section], _COMMANDS[operation.command]
         self._network(operation.uuid).update(command, section, operation.parent_index, operation.xml, flags)
+
+
+def _start(network: Any) -> None:
+    """Start; what a libvirtd that died left running would hold the address for ever."""
+    try:
+        _unless_done(network.create)
+    except libvirt.libvirtError as error:
+        if "dnsmasq" not in str(error) or not _clear_away(network):
+            raise
+        _unless_done(network.create)
+
+
+def _clear_away(network: Any) -> bool:
+    """End a dnsmasq that runs for a network which is not active; True where one did."""
+    try:
+        return not network.isActive() and end_dnsmasq(network.name(), network.bridgeName())
+    except libvirt.libvirtError:  # a network without a bridge
+        return False
 
 
 def _unless_done(act: Any) -> None:

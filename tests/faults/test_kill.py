@@ -258,26 +258,36 @@ def test_libvirtd_killed_at_any_moment(world: tuple[Agent, Specs, Strangers]) ->
     print(f"{CHANGES} changes, {kills} kills of libvirtd")
 
 
-def test_the_bridge_that_a_dying_libvirtd_left_is_cleared_away(agent: Agent) -> None:
-    """And one that only has the name is not."""
+def test_what_a_dying_libvirtd_left_of_a_network_is_cleared_away(agent: Agent) -> None:
+    """Its bridge and its dnsmasq; a bridge that only has the name is somebody's."""
     hermetic = agent.hermetic
     wipe(hermetic)
     agent.write("net.yaml", network("n0", 180) + network("n1", 181))
+    agent.write("gone.yaml", network("n2", 182))
     agent.write("keep.yaml", link("Bridge", "keepbr"))
     agent.start()
-    agent.wait_ready("Network/n0", "Network/n1")
+    agent.wait_ready("Network/n0", "Network/n1", "Network/n2")
     agent.kill()
-    for name in ("n0", "n1"):
-        mac = hermetic.links()[f"vb-{name}"]["address"]
-        hermetic.virsh("net-destroy", name)
-        own = mac if name == "n0" else "52:54:00:99:99:99"
-        hermetic.run("ip", "link", "add", f"vb-{name}", "address", own, "type", "bridge")
+    hermetic.virsh("net-destroy", "n1")
+    hermetic.run("ip", "link", "add", "vb-n1", "type", "bridge")
     stranger = hermetic.links()["vb-n1"]["ifindex"]
+    hermetic.kill_libvirtd()
+    hermetic.run("rm", "/run/libvirt/network/n0.xml", "/run/libvirt/network/n2.xml")  # as if it had not got so far
+    hermetic.start_libvirtd()
+    assert "n0" not in hermetic.virsh("net-list", "--name").split()
+    agent.remove("gone.yaml")
     agent.start()
     agent.wait_ready("Network/n0")
+    wait_until(lambda: "vb-n2" not in hermetic.links(), 20)
+    wait_until(lambda: len(dnsmasqs(hermetic)) == 2, 10, "one network, its dnsmasq and that one's helper")
     agent.remove("net.yaml")
     wait_until(lambda: inventory(hermetic)["networks"] == set(), 30)
     assert hermetic.links()["vb-n1"]["ifindex"] == stranger
+
+
+def dnsmasqs(hermetic: Hermetic) -> list[int]:
+    """Every dnsmasq in the namespaces."""
+    return [pid for pid in hermetic.processes() if Path(f"/proc/{pid}/comm").read_text() == "dnsmasq\n"]
 
 
 def timed(act: Callable[[], Any]) -> float:

@@ -150,7 +150,7 @@ class Hermetic:
         """End everything within the namespaces."""
         with contextlib.suppress(OSError, ValueError):
             self.kill_libvirtd()
-        for pid in self._processes():
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._keeper.kill()
@@ -161,7 +161,7 @@ class Hermetic:
             reaper.kill()
             reaper.wait()
 
-    def _processes(self) -> Iterator[int]:
+    def processes(self) -> Iterator[int]:
         """Every process in our network namespace but the keeper."""
         ours = os.stat(self.namespace).st_ino
         for name in os.listdir("/proc"):
