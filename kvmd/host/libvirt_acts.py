@@ -11,8 +11,8 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Retry, Stale
-from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.leftovers import end_dnsmasq
+from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
