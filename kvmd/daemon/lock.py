@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 
@@ -14,29 +15,43 @@ class Lock:
 
     def __init__(self, settings: Settings) -> None:
         """Take the lock; raises Refused where another kvmd holds it."""
-        try:
-            os.makedirs(settings.paths.run, mode=0o755, exist_ok=True)
-            self._descriptor = os.open(_path(settings), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise Refused(
-                f"{_path(settings)} cannot be opened: {error.strerror}",
-                hint="run kvmd as root (sudo), or set paths.run",
-            ) from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
-            os.close(self._descriptor)
-            raise Refused(
-                f"another kvmd (process {holder or 'unknown'}) writes to this host: it holds {_path(settings)}",
-                hint="ask it: kvmd get vm; or stop it: systemctl stop kvmd",
-            ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._settings = settings
+        self._descriptor = _take(settings)
+
+    def renew(self) -> None:
+        """Take it again where its file was deleted; raises Refused where another kvmd was faster."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(_path(self._settings)).st_ino == os.fstat(self._descriptor).st_ino:
+                return
+        former, self._descriptor = self._descriptor, _take(self._settings)
+        os.close(former)
 
     def close(self) -> None:
         """Let go."""
         os.close(self._descriptor)
+
+
+def _take(settings: Settings) -> int:
+    try:
+        os.makedirs(settings.paths.run, mode=0o755, exist_ok=True)
+        descriptor = os.open(_path(settings), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise Refused(
+            f"{_path(settings)} cannot be opened: {error.strerror}",
+            hint="run kvmd as root (sudo), or set paths.run",
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Refused(
+            f"another kvmd (process {holder or 'unknown'}) writes to this host: it holds {_path(settings)}",
+            hint="ask it: kvmd get vm; or stop it: systemctl stop kvmd",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
 
 
 def daemon_holds_lock(settings: Settings) -> bool:

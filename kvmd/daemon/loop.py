@@ -15,7 +15,7 @@ from kvmd.daemon.lock import Lock
 from kvmd.daemon.once import converge, print_rest
 from kvmd.engine.memory import is_drift
 from kvmd.engine.reconciler import Report, rules_of
-from kvmd.errors import KvmdError
+from kvmd.errors import KvmdError, SettingsError
 from kvmd.host import LIBVIRT
 from kvmd.ops import DomainDestroy
 from kvmd.server import Server
@@ -47,7 +47,7 @@ def run_daemon(settings: Settings, *, once: bool, reload: Callable[[], Settings]
         if once:
             report = converge(assembly)
             return print_rest(report)
-        Daemon(assembly, logger, reload).run()
+        Daemon(assembly, lock, logger, reload).run()
         return 0
     finally:
         assembly.executor.stop(DRAIN_SECONDS)
@@ -58,8 +58,10 @@ def run_daemon(settings: Settings, *, once: bool, reload: Callable[[], Settings]
 class Daemon:
     """The loop: wake, cycle, tell."""
 
-    def __init__(self, assembly: Assembly, logger: Any, reload: Callable[[], Settings] | None = None) -> None:
-        self._assembly, self._log, self._load = assembly, logger, reload
+    def __init__(
+        self, assembly: Assembly, lock: Lock, logger: Any, reload: Callable[[], Settings] | None = None
+    ) -> None:
+        self._assembly, self._lock, self._log, self._load = assembly, lock, logger, reload
         self._settings = assembly.settings
         self._agent = DaemonAgent(assembly)
         self._server = Server(self._agent, assembly.settings)
@@ -101,12 +103,21 @@ class Daemon:
             self._read_settings_again()
             self._assembly.host.forget_everything()
             self._notify.ready("reloaded")
+        self._stay_reachable()
         self._agent.serve_requests()
         report = self._assembly.reconciler.cycle()
         self._agent.publish(report)
         self._tell(report)
         self._notify.watchdog()
         self._sleep(report)
+
+    def _stay_reachable(self) -> None:
+        """The run directory may be deleted at any time; raises Refused where another kvmd took the lock meanwhile."""
+        self._lock.renew()
+        try:
+            self._server.renew()
+        except SettingsError as error:
+            self._log.error(f"nobody can ask this kvmd: {error.message}", hint=error.hint)
 
     def _read_settings_again(self) -> None:
         """Take over what can change while running; say what needs a restart; keep the old ones if they are wrong."""

@@ -38,6 +38,7 @@ class Server:
         self._listeners: list[_Listener] = []
         self._pools: list[Workers] = []
         self._inode = 0
+        self._unix: _Listener | None = None
 
     def start(self) -> None:
         """Bind both listeners, raising SettingsError for an address that cannot be had, and serve."""
@@ -65,9 +66,23 @@ class Server:
         for listener in self._listeners:
             listener.wait()
         self._listeners.clear()
+        self._unix = None
         for pool in self._pools:
             pool.stop()
         self._pools = []
+
+    def renew(self) -> None:
+        """Make the UNIX socket again where somebody deleted it; raises SettingsError where that cannot be."""
+        former = self._unix
+        if former is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.lstat(self._settings.socket).st_ino == self._inode:
+                return
+        readers, actors = self._pools
+        self._start_unix(readers, actors)
+        self._listeners.remove(former)
+        former.ask_to_stop()
 
     @property
     def port(self) -> int | None:
@@ -80,7 +95,8 @@ class Server:
         found = os.lstat(path)
         self._inode = found.st_ino
         application = Application(self._agent, readers, actors, group=found.st_gid).asgi()
-        self._listeners.append(_Listener("unix", application, connection, None))
+        self._unix = _Listener("unix", application, connection, None)
+        self._listeners.append(self._unix)
 
     def _start_tcp(self, readers: Workers, web: WebConfig, context: ssl.SSLContext | None) -> None:
         application: Any = Application(self._agent, readers).asgi()

@@ -213,6 +213,12 @@ class Agent:
             )
         return done.stdout
 
+    def refused(self, *words: str) -> str:
+        """Run a command that must fail; what it says."""
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+        assert done.returncode != 0, done.stdout
+        return done.stdout + done.stderr
+
     def start(self) -> None:
         """Start the daemon and wait until it is ready."""
         self.launch()

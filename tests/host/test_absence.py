@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -264,8 +265,6 @@ def test_a_restart_in_the_middle_of_a_removal_finishes_it(agent: Agent) -> None:
 
 def test_without_its_state_directory_it_removes_nothing_unasked(agent: Agent) -> None:
     """Links keep no spec of their own: whose last spec is unknown stays until somebody approves."""
-    import shutil
-
     agent.write("br.yaml", link("Bridge", "br0"))
     agent.write("web.yaml", vm("web"))
     agent.write("keep.yaml", link("Bridge", "keepbr"))
@@ -284,3 +283,23 @@ def test_without_its_state_directory_it_removes_nothing_unasked(agent: Agent) ->
     assert "br0" in inventory(agent.hermetic)["links"]
     agent.kvmd("approve", "prune", "--digest", held["message"].split("--digest ")[1].split()[0])
     wait_until(lambda: "br0" not in inventory(agent.hermetic)["links"], 20)
+
+
+def test_the_run_and_cache_directories_may_go_at_any_time(hermetic: Hermetic, tmp_path: Path) -> None:
+    agent = Agent(hermetic, tmp_path, source={"rescan": "2s"})
+    try:
+        agent.write("br.yaml", link("Bridge", "br0"))
+        agent.start()
+        agent.wait_ready("Bridge/br0")
+        index = hermetic.links()["br0"]["ifindex"]
+        for _ in range(2):
+            for name in ("run", "cache"):
+                shutil.rmtree(tmp_path / name, ignore_errors=True)
+            wait_until(lambda: agent.http("/readyz")[0] == 200, 20, "it answers again")
+            assert "br0" in agent.kvmd("get", "bridge")
+        agent.write("tap.yaml", link("Tap", "tap0", "{bridge: br0}"))
+        agent.wait_ready("Tap/tap0")
+        assert "another kvmd" in agent.refused("run")
+        assert hermetic.links()["br0"]["ifindex"] == index
+    finally:
+        agent.stop()
