@@ -236,21 +236,26 @@ class Reconciler:
                 continue
             if waiting >= room:
                 break
+            if not all(self._counted(step, now) for step in job.steps if step.cause is Cause.PRUNE):
+                continue
             waiting += job.weight
             for step in job.steps:
                 self.memory.start(step)
-                if step.cause is Cause.PRUNE:
-                    self._count_removal(step, now)
                 started.append(step)
             self._executor.submit(job)
         return tuple(started)
 
-    def _count_removal(self, step: Step, now: float) -> None:
-        """What is about to go for good counts for the brake, whatever becomes of this process."""
+    def _counted(self, step: Step, now: float) -> bool:
+        """What is about to go counts for the brake, whatever becomes of this process; False where it cannot."""
         self._pruning.add(step.ref)
         if step.ref.kind in WEIGHTY and any(isinstance(item, ops.DomainUndefine) for item in step.operations):
-            self._host.ledger.write(ops.LedgerWrite(str(step.ref), "removed", str(time.time())))
+            try:
+                self._host.ledger.write(ops.LedgerWrite(str(step.ref), "removed", str(time.time())))
+            except Retry as error:
+                self._tell(str(step.ref), "StateNotWritable", str(error), True)
+                return False
             self.memory.note_pruned(step.ref, now)
+        return True
 
     def _next_try(self, plan: Plan, now: float) -> float | None:
         times = [until for step in plan.steps if (until := self.memory.fruitless_until(step, now)) is not None]
