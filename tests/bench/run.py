@@ -6,10 +6,7 @@ Needs root and libvirtd (as tests/run.sh installs them). Prints a Markdown table
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
 import libvirt  # noqa: E402
-from hermetic import Agent, Hermetic, wait_until  # noqa: E402
+from hermetic import Agent, Hermetic  # noqa: E402
 
+from kvmd.api.resource import Ref  # noqa: E402
 from kvmd.daemon.assembly import Assembly, assemble  # noqa: E402
 from kvmd.daemon.once import converge  # noqa: E402
-from kvmd.daemon.session import render_object  # noqa: E402
-from kvmd.api.resource import Ref  # noqa: E402
 from kvmd.ops import DomainDefine  # noqa: E402
 from kvmd.sources.settings_file import load_settings  # noqa: E402
 

@@ -93,7 +93,7 @@ class Hermetic:
 
     def inside(self, *command: str) -> list[str]:
         """The command line that runs *command* in the namespaces."""
-        return ["nsenter", "-t", str(self.pid), "-m", "-n", "--", *command]
+        return ["nsenter", "-t", str(self.pid), "-m", "-n", "-r", "--", *command]
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command in the namespaces; its output."""
