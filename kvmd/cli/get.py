@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from kvmd.cli.context import (
     the_kind,
     the_ref,
 )
+
+if TYPE_CHECKING:
+    from kvmd.cli.client import Client
 
 _POLL_SECONDS = 0.5
 _ALL = ("all", "objects")
@@ -57,6 +60,7 @@ def get_command(
         data(_shown(objects, output, data_of, headings=not no_headers))
     elif not missing:
         click.echo("No objects found.", err=True)
+    _tell_of_source(client)
     if missing and not watch:
         raise Failure(EXIT_NOT_FOUND, f"there is no {missing[0]}", hint="kvmd get lists what there is")
     while watch:
@@ -64,6 +68,19 @@ def get_command(
         before, objects = objects, select()
         _print_changes(before, objects, output)
     return 0
+
+
+def _tell_of_source(client: Client) -> None:
+    """What is shown may be held, because the specs cannot be read: say so beside it."""
+    source = client.get("/api/v1/source")
+    if not source.get("complete", True):
+        click.echo(f"warning: {source.get('reason')}; objects stay as they are, nothing is removed", err=True)
+    problems = source.get("problems") or []
+    if problems:
+        where = source.get("path")
+        click.echo(
+            f"warning: {len(problems)} faults in {where}, the first: {problems[0]}; kvmd validate {where}", err=True
+        )
 
 
 def _wanted(words: Sequence[str]) -> dict[str, Any]:
