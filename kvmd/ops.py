@@ -74,6 +74,7 @@ class DomainShutdown(Op):
 
     uuid: str
     methods: tuple[str, ...] = ("agent", "acpi")
+    restart: bool = False  # it is to be started again afterwards
     impact: ClassVar[Impact] = Impact.RESTART
     verb: ClassVar[str] = "shut down domain"
 
@@ -274,6 +275,10 @@ class NetworkSetAutostart(Op):
     enabled: bool = False
     verb: ClassVar[str] = "switch autostart of network"
 
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} {'on' if self.enabled else 'off'}"
+
 
 # ------------------------------------------------------------------------------------------------ links
 
@@ -326,6 +331,11 @@ class TapOwner(LinkOp):
     multi_queue: bool = False
     verb: ClassVar[str] = "set owner of"
 
+    def describe(self) -> str:
+        """What a plan says of it."""
+        owner = "root only" if self.owner is None else f"user {self.owner}"
+        return f"{self.verb} {self.name}: {owner}" + ("" if self.group is None else f", group {self.group}")
+
 
 @dataclass(frozen=True, slots=True)
 class LinkSet(LinkOp):
@@ -347,14 +357,17 @@ class LinkSet(LinkOp):
 
     def describe(self) -> str:
         """What a plan says of it."""
-        parts = [
-            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}"
-            for name in ("mac", "mtu", "up", "master", "stp", "forward_delay_seconds")
-            if (value := getattr(self, name)) is not None
-        ]
-        if self.alias is not None:
-            parts.append("mark" if self.alias else "no mark")
-        return f"set link {self.name}: {', '.join(parts) or 'mark'}"
+        words = {
+            "master": f"port of {self.master}" if self.master else "no longer a port",
+            "up": "up" if self.up else "down",
+            "mtu": f"MTU {self.mtu}",
+            "mac": f"MAC {self.mac}",
+            "stp": f"STP {'on' if self.stp else 'off'}",
+            "forward_delay_seconds": f"forward delay {self.forward_delay_seconds or 0:g} s",
+            "alias": "mark" if self.alias else "no mark",
+        }
+        parts = [word for name, word in words.items() if getattr(self, name) is not None]
+        return f"set link {self.name}: {', '.join(parts) or 'mark of the port'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +422,7 @@ class RouteAdd(LinkOp):
 
     def describe(self) -> str:
         """What a plan says of it."""
-        return f"add route {self.to} through {self.name}"
+        return f"add route {self.to} through {self.name}{_way(self.via, self.metric)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +437,11 @@ class RouteDelete(LinkOp):
 
     def describe(self) -> str:
         """What a plan says of it."""
-        return f"remove route {self.to} through {self.name}"
+        return f"remove route {self.to} through {self.name}{_way(self.via, self.metric)}"
+
+
+def _way(via: str, metric: int) -> str:
+    return (f" via {via}" if via else "") + (f" metric {metric}" if metric else "")
 
 
 # ----------------------------------------------------------------------------------------------- ledger

@@ -13,6 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "host"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write plan.yaml of every case as it is planned now")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = os.geteuid() == 0
     libvirtd = shutil.which("libvirtd") is not None

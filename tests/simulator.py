@@ -42,7 +42,7 @@ from kvmd.observed import (
 from kvmd.plan.model import Applied, Desired, Plan, Rules, Step
 from kvmd.plan.planner import Planner, make_plan
 from kvmd.settings import Backoff
-from kvmd.xmlmap import Element, cut, parse, reach, serialise
+from kvmd.xmlmap import Element, cut, parse, reach, serialise, size
 
 MACHINES = (("pc", "pc-i440fx-7.2"), ("q35", "pc-q35-7.2"))
 SOME_HOST = Host(
@@ -632,8 +632,11 @@ def _sources(root: Element) -> list[str]:
 def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     """What libvirt makes of a definition: defaults written out, empty values dropped, nonsense refused."""
     root.attrib.pop("id", None)
-    maximum = int(root.findtext("memory") or 0)
+    memory = reach(root, "memory")
+    maximum = (size("memory").get(root) or 0) // 1024
     _demand(maximum > 0, "no memory")
+    memory.set("unit", "KiB")
+    memory.text = str(maximum)
     now = reach(root, "currentMemory")
     now.set("unit", "KiB")
     now.text = str(min(int(now.text or maximum), maximum))

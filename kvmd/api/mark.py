@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvmd.api.resource import ANNOTATION_PREFIX, EMPTY, Ref, Resource
+from kvmd.api.resource import EMPTY, Ref, Resource, steering
 
 XML_NAMESPACE = "https://kvmd.dev/xmlns/libvirt/1"
 XML_PREFIX = "kvmd"
@@ -111,17 +111,15 @@ class Mark:
         return cls(owner=parts[1], ref=Ref.parse(parts[2]), spec_hash=parts[4], generation=int(parts[3]))
 
     def says_the_same_as(self, other: Mark) -> bool:
-        """True where both record the same wish (where it came from and free annotations aside)."""
+        """True where both record the same wish (where it came from and free annotations aside).
+
+        A restart would be asked for at each boot if the mark kept an old ``restarted-at``.
+        """
         return (
             self.spec_hash[:16] == other.spec_hash[:16]
             and self.resolved == other.resolved
-            and _steering(self.annotations) == _steering(other.annotations)
+            and steering(self.annotations) == steering(other.annotations)
         )
-
-
-def _steering(annotations: Mapping[str, str]) -> dict[str, str]:
-    """The annotations that kvmd obeys: a restart would be asked for at each boot if the mark kept an old one."""
-    return {name: value for name, value in annotations.items() if name.startswith(ANNOTATION_PREFIX)}
 
 
 def find_in(root: ElementTree.Element) -> Mark | None:

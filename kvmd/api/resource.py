@@ -101,6 +101,10 @@ class Resource:
         """Return one annotation, or None."""
         return self.metadata.annotations.get(name)
 
+    def orders_differ(self, annotations: Mapping[str, str]) -> bool:
+        """True where those annotations steer kvmd otherwise than this object's."""
+        return steering(annotations) != steering(self.metadata.annotations)
+
     @property
     def suspended(self) -> bool:
         """True where the object is to be reported and left alone."""
@@ -125,6 +129,11 @@ class Claim:
 
     def __str__(self) -> str:
         return f"{self.what} {self.value}"
+
+
+def steering(annotations: Mapping[str, str]) -> dict[str, str]:
+    """The annotations that kvmd obeys."""
+    return {name: value for name, value in annotations.items() if name.startswith(ANNOTATION_PREFIX)}
 
 
 def canonical(value: Any) -> Any:

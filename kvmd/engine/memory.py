@@ -151,9 +151,10 @@ class Remembering:
 
     def _note(self, ref: Ref, operation: ops.Op, now: float) -> None:
         match operation:
-            case ops.DomainShutdown():
-                asked = self.of(ref).asked_at
-                self.change(ref, asked_at=now if asked is None else asked, asked_last=now)
+            case ops.DomainShutdown(restart=restart):
+                known = self.of(ref)
+                asked = now if known.asked_at is None else known.asked_at
+                self.change(ref, asked_at=asked, asked_last=now, restart=known.restart or restart)
             case ops.DomainStart() | ops.NetworkRestart():
                 power = self.of(ref).power
                 power = "" if power == "start" else power

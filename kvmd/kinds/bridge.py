@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from kvmd.plan.links import (
     let_go,
     link_of,
     link_status,
+    normal_addresses,
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
@@ -136,7 +138,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     same_kind_or_refuse(ref, link, "bridge")
     uplinks = [_uplink(ref, uplink.name, key.name, look) for uplink in spec.uplinks]
     want = _wanted(spec, link, uplinks)
-    seen = _seen(link, want, look)
+    seen = _seen(link, want, look, ref)
     changes = _owned(differences(seen, want), resource, look) if seen else ()
     operations = (
         _create(resource, link, uplinks, look) if link is None else _change(resource, link, want, changes, look)
@@ -224,18 +226,27 @@ def _wanted(spec: Spec, link: Link | None, uplinks: list[Link]) -> State:
     )
 
 
-def _seen(link: Link | None, want: State, look: Look) -> State | None:
-    """The bridge as it is, cut down to what can be ours: foreign addresses and ports are no difference."""
+def _seen(link: Link | None, want: State, look: Look, ref: Ref) -> State | None:
+    """The bridge as it is, cut down to what is or was ours: foreign addresses and ports are no difference."""
     if link is None:
         return None
+    written = _written(ref, look)
+    addresses = {*want.addresses, *normal_addresses(written.get("addresses", {}).get("static", ()))}
+    uplinks = {*want.uplinks, *(str(item.get("name")) for item in written.get("uplinks", ()))}
     return State(
         up=link.up,
         stp=link.stp,
         forward_delay_seconds=link.forward_delay_seconds,
         mtu=link.mtu,
-        addresses=tuple(sorted(set(addresses_of(link, want.addresses)) & set(want.addresses))),
-        uplinks=tuple(sorted(set(_ports(look, link.name).members) & set(want.uplinks))),
+        addresses=tuple(sorted(set(addresses_of(link, addresses)) & addresses)),
+        uplinks=tuple(sorted(set(_ports(look, link.name).members) & uplinks)),
     )
+
+
+def _written(ref: Ref, look: Look) -> Mapping[str, Any]:
+    """The spec as it was last applied."""
+    applied = look.applied(ref)
+    return applied.written if applied else {}
 
 
 def _owned(found: Any, resource: Resource, look: Look) -> tuple[Change, ...]:
@@ -267,9 +278,8 @@ def _enslave(uplink: Link, bridge: str) -> ops.Op:
 
 
 def _change(resource: Resource, link: Link, want: State, changes: tuple[Change, ...], look: Look) -> list[ops.Op]:
-    spec, applied = resource.spec, look.applied(resource.ref)
+    spec, written = resource.spec, _written(resource.ref, look)
     assert isinstance(spec, Spec)
-    written = applied.written if applied else {}
     paths = {change.path for change in changes}
     alias = alias_for(resource, link, look)
     attributes: dict[str, Any] = {
@@ -287,7 +297,7 @@ def _change(resource: Resource, link: Link, want: State, changes: tuple[Change, 
             operations.append(_enslave(port, link.name))
     if any(value is not None for value in attributes.values()):
         operations.append(ops.LinkSet(link.name, link.index, **attributes))
-    former = written.get("addresses", {}).get("static", ()) if written else ()
+    former = written.get("addresses", {}).get("static", ())
     more, _ = address_operations(link, link.name, spec.addresses.static, former)
     operations += more
     for item in written.get("uplinks", ()):

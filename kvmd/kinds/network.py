@@ -377,6 +377,8 @@ def _reservations(ref: Ref, look: Look) -> dict[str, tuple[str, str]]:
         attributes = dict(user.attributes)
         if "ip" not in attributes or look.spec(user.source) is None:
             continue
+        if next(iter(look.claimants(Claim("address", attributes["ip"]))), user.source) != user.source:
+            continue  # two want that address and the other one has it: with both, dnsmasq would serve nobody
         applied = look.applied(user.source)
         interface = attributes["interface"]
         known = applied.resolved.get(f"mac.{interface}") if applied else None
@@ -404,7 +406,8 @@ def _create(resource: Resource, want: State, look: Look) -> Draft:
     xml = _document(xmlmap.serialise(root), want, mark, None)
     bridge = want.bridge if isinstance(want.bridge, str) else ""
     define = ops.NetworkDefine(name, uuid, xml, creates=True)
-    return Draft((define, ops.NetworkStart(name, uuid, bridge)), status={"active": False})
+    start = ops.NetworkStart(name, uuid, bridge)
+    return Draft((define, start), conditions=_unserved(want, resource.ref, look), status={"active": False})
 
 
 def _document(base: str, want: State, mark: Mark, paths: set[str] | None) -> str:

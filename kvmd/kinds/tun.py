@@ -22,6 +22,7 @@ from kvmd.plan.links import (
     let_go,
     link_of,
     link_status,
+    normal_addresses,
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
@@ -124,17 +125,14 @@ def plan(ref: Ref, look: Look) -> Draft:
     owned = resource.owned | (applied.owned if applied else frozenset())
     operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
     more, _ = address_operations(link, name, spec.addresses, former.get("addresses", ()))
-    have = addresses_of(link, spec.addresses)
-    missing = set(spec.addresses) - set(have)
     if more:
+        ours = {*spec.addresses, *normal_addresses(former.get("addresses", ()))}
+        have = set(addresses_of(link, ours)) & ours
         changes.append(Change("addresses", tuple(sorted(have)), tuple(sorted(spec.addresses))))
-    routes = _route_operations(link, spec, former.get("routes", ()))
+    routes, before = _route_operations(link, spec, former.get("routes", ()))
     if routes:
-        changes.append(Change("routes", tuple(route.to for route in link.routes), tuple(r.to for r in spec.routes)))
-    reason = f"address {', '.join(sorted(missing))} is missing" if missing else ""
-    return Draft(
-        (*operations, *more, *routes), tuple(changes), tuple(pending), status=link_status(link), reason=reason
-    )
+        changes.append(Change("routes", before, tuple(sorted(route.to for route in spec.routes))))
+    return Draft((*operations, *more, *routes), tuple(changes), tuple(pending), status=link_status(link))
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -177,8 +175,10 @@ def _attributes(
     return operations, changes, []
 
 
-def _route_operations(link: Link, spec: Spec, former: tuple[dict[str, object], ...]) -> list[ops.Op]:
-    """Add missing routes, remove those that were ours and are no longer asked for."""
+def _route_operations(
+    link: Link, spec: Spec, former: tuple[dict[str, object], ...]
+) -> tuple[list[ops.Op], tuple[str, ...]]:
+    """Add missing routes, remove those that were ours and are no longer asked for; and which of ours there are."""
     have = {(route.to, route.via, route.metric) for route in link.routes}
     want = {_triple(route) for route in spec.routes}
     # The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER).
@@ -186,7 +186,7 @@ def _route_operations(link: Link, spec: Spec, former: tuple[dict[str, object], .
     then = {_triple(Route.model_validate(item)) for item in former}
     operations: list[ops.Op] = [ops.RouteAdd(link.name, link.index, *route) for route in sorted(want - known)]
     operations += [ops.RouteDelete(link.name, link.index, *route) for route in sorted((then - want) & known)]
-    return operations
+    return operations, tuple(sorted(to for to, _, _ in (then | want) & known))
 
 
 def _triple(route: Route) -> tuple[str, str, int]:

@@ -60,7 +60,7 @@ def address_operations(
     link: Link | None, name: str, wanted: Iterable[str], before: Iterable[str]
 ) -> tuple[list[ops.Op], tuple[str, ...]]:
     """Add what is missing, then remove what *before* (last applied) had and *wanted* has not; new before old."""
-    want, former = tuple(dict.fromkeys(map(_normal, wanted))), frozenset(map(_normal, before))
+    want, former = normal_addresses(wanted), normal_addresses(before)
     have = addresses_of(link, (*want, *former)) if link is not None else ()
     index = link.index if link is not None else 0
     gone = tuple(cidr for cidr in have if cidr in former and cidr not in want)
@@ -70,9 +70,9 @@ def address_operations(
     return operations, tuple(cidr for cidr in have if cidr not in gone)
 
 
-def _normal(cidr: str) -> str:
-    """As the kernel writes it: what a user wrote before may be in capitals or padded."""
-    return str(ipaddress.ip_interface(cidr))
+def normal_addresses(cidrs: Iterable[str]) -> tuple[str, ...]:
+    """Each once, as the kernel writes it: what a user wrote before may be in capitals or padded."""
+    return tuple(dict.fromkeys(str(ipaddress.ip_interface(cidr)) for cidr in cidrs))
 
 
 def link_status(link: Link | None, **more: Any) -> Mapping[str, Any]:

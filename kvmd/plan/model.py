@@ -406,9 +406,9 @@ def plain(value: Any) -> Any:
         return None
     if is_dataclass(value) and not isinstance(value, type):
         return {
-            item.name: plain(getattr(value, item.name))
+            str(item.metadata.get("path", item.name)): plain(getattr(value, item.name))
             for item in fields(value)
-            if getattr(value, item.name) not in (None, LEAVE, ())
+            if getattr(value, item.name) not in (None, LEAVE, (), "")
         }
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]

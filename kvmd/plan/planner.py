@@ -213,9 +213,11 @@ def _standing(ref: Ref, look: Look) -> tuple[str, Fact | None]:
     if mark is None:
         derived = derived_uuid(look.host().machine_id, look.rules.owner, ref)
         return (OWNED if uuid == derived else FOREIGN), fact
-    if mark.owner != look.rules.owner or mark.ref != ref:
+    if mark.owner != look.rules.owner:
         return FOREIGN, fact
-    return (OWNED if mark.object_id == uuid else COPIED), fact
+    if mark.object_id != uuid:
+        return COPIED, fact
+    return (OWNED if mark.ref == ref else FOREIGN), fact
 
 
 def _refusal(
@@ -306,7 +308,8 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
     if cause is Cause.DRIFT and policy != "Correct":
         message = f"differs from its spec and is left so (driftPolicy {policy}): {_changes(draft)}"
         drifted = replace(base, conditions=(*base.conditions, Condition(status.DEGRADED, True, "Drifted", message)))
-        return replace(drifted, conditions=_with_ready(drifted, policy == "Ignore", "Drifted"))
+        ready = policy == "Ignore"
+        return replace(drifted, ready=ready, conditions=_with_ready(drifted, ready, "Drifted"))
     withheld = _withheld(base, look)
     if withheld is not None:
         return withheld
@@ -361,8 +364,10 @@ def _cause(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> Cause:
 
 
 def _was_there(base: ObjectPlan) -> bool:
-    """True where this very spec was applied before: somebody else removed the object."""
-    return base.applied is not None and base.resource is not None and base.applied.of_this(base.resource)
+    """True where this very spec was applied before: somebody else changed the object."""
+    if base.applied is None or base.resource is None or not base.applied.of_this(base.resource):
+        return False
+    return not (base.applied.known and base.resource.orders_differ(base.applied.annotations))
 
 
 def _withheld(base: ObjectPlan, look: Look) -> ObjectPlan | None:

@@ -20,7 +20,7 @@ from small import link, network, vm, wipe
 
 pytestmark = pytest.mark.libvirt
 
-REST_SECONDS = float(os.environ.get("KVMD_TEST_REST_SECONDS", "25"))  # longer than a rescan
+REST_SECONDS = float(os.environ.get("KVMD_TEST_REST_SECONDS", "15"))  # several rescans
 DOMAINS = 20
 RUNNING = 3
 MESSAGE_TYPE = re.compile(r"nlmsg_type=(RTM_\w+|0x[0-9a-f]+)")  # strace knows the names of some only
@@ -31,7 +31,7 @@ TUN = re.compile(r"TUNSET\w+")
 def full(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
     """A host with everything on it, converged."""
     wipe(hermetic)
-    agent = Agent(hermetic, tmp_path)
+    agent = Agent(hermetic, tmp_path, source={"rescan": "5s"})
     for number in range(DOMAINS):
         strategy = "Always" if number < RUNNING else "Halted"
         more = f"  interfaces: [{{name: net0, network: net}}, {{name: net1, tap: tap{number}}}]"
@@ -122,11 +122,11 @@ def test_the_trace_would_have_seen_a_change(full: Agent) -> None:
             "sh", "-c", "sleep 1; ip link set tap5 nomaster; virsh -c '" + hermetic.uri + "' autostart vm9"
         )
     )
-    lines = trace(agent, 4)
+    lines = trace(agent, 3)
     wait_until(lambda: hermetic.links()["tap5"].get("master") == "br0", 20)
     assert any(mutates(line) for line in lines)
     hermetic.virsh("destroy", "vm0")
-    lines = trace(agent, 4)
+    lines = trace(agent, 3)
     wait_until(lambda: agent.writes() > before, 20)
     assert any(not is_keepalive(message) for message in libvirt_messages(lines))
 

@@ -16,7 +16,16 @@ from small import inventory, link, network, vm, wipe
 
 pytestmark = pytest.mark.libvirt
 
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.4
+QUICK = {"source": {"settle": "100ms", "rescan": "5s"}, "prune": {"grace": f"{GRACE_SECONDS}s"}}
+
+
+@pytest.fixture
+def agent(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
+    """A kvmd that waits for less long than a careful one."""
+    made = Agent(hermetic, tmp_path, **QUICK)
+    yield made
+    made.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +58,7 @@ def fleet(agent: Agent, count: int = 3) -> list[str]:
 
 def stays(agent: Agent, names: list[str]) -> None:
     """Everything is still there after more than the grace and a few cycles."""
-    time.sleep(GRACE_SECONDS + 1.5)
+    time.sleep(GRACE_SECONDS + 0.8)
     assert inventory(agent.hermetic)["domains"] == set(names)
     assert "keepbr" in inventory(agent.hermetic)["links"]
 
@@ -194,11 +203,11 @@ def test_a_moved_file_is_no_deletion(agent: Agent) -> None:
     (agent.specs / "deep").mkdir()
     (agent.specs / "a.yaml").rename(agent.specs / "deep" / "b.yaml")
     wait_until(lambda: "b.yaml" in agent.object("VirtualMachine/web")["status"]["source"], 20)  # type: ignore[index]
-    time.sleep(GRACE_SECONDS + 1)
+    time.sleep(GRACE_SECONDS + 0.8)
     agent.write("deep/c.yaml", vm("web", "Always"))
     (agent.specs / "deep" / "b.yaml").write_text(link("Bridge", "br0"))
     wait_until(lambda: "c.yaml" in agent.object("VirtualMachine/web")["status"]["source"], 20)  # type: ignore[index]
-    time.sleep(GRACE_SECONDS + 1)
+    time.sleep(GRACE_SECONDS + 0.8)
     after = (hermetic.virsh("domid", "web"), hermetic.virsh("dumpxml", "web"), hermetic.links()["br0"]["ifindex"])
     assert after == before
     assert agent.writes() == writes
@@ -228,7 +237,7 @@ def test_an_invalid_edit_holds_its_objects(agent: Agent) -> None:
 
 
 def test_what_comes_back_within_the_grace_was_never_gone(hermetic: Hermetic, tmp_path: Path) -> None:
-    agent = Agent(hermetic, tmp_path, prune={"grace": "4s"})
+    agent = Agent(hermetic, tmp_path, **{**QUICK, "prune": {"grace": "3s"}})
     try:
         agent.write("web.yaml", vm("web", "Always"))
         agent.write("keep.yaml", link("Bridge", "keepbr"))
@@ -239,7 +248,7 @@ def test_what_comes_back_within_the_grace_was_never_gone(hermetic: Hermetic, tmp
             agent.remove("web.yaml")
             waiting = agent.wait_condition("VirtualMachine/web", "Reconciling")
             assert waiting["reason"] == "Grace"
-            time.sleep(2)
+            time.sleep(1)
             agent.write("web.yaml", vm("web", "Always"))
             agent.wait_ready("VirtualMachine/web")
         time.sleep(3)
@@ -279,7 +288,7 @@ def test_without_its_state_directory_it_removes_nothing_unasked(agent: Agent) ->
     agent.start()
     held = agent.wait_condition("Bridge/br0", "PruneHeld")
     assert held["reason"] == "LastAppliedUnknown"
-    time.sleep(GRACE_SECONDS + 1)
+    time.sleep(GRACE_SECONDS + 0.8)
     assert "br0" in inventory(agent.hermetic)["links"]
     agent.kvmd("approve", "prune", "--digest", held["message"].split("--digest ")[1].split()[0])
     wait_until(lambda: "br0" not in inventory(agent.hermetic)["links"], 20)

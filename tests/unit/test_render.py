@@ -36,7 +36,7 @@ def test_a_plan_says_everything_in_one_screen() -> None:
         == """\
 + Bridge/br0  create: new
     · create bridge br0
-    · set link br0: up=True
+    · set link br0: up
     impact: none
 
 ~ VirtualMachine/web  spec: its spec changed
@@ -316,7 +316,7 @@ def test_changes_below_a_named_item_and_steps_without_changes() -> None:
     text = diff_text(Plan({}, (one, two)))
     assert "   disks:\n   - name: root\n-    readOnly: false\n" in text
     assert "-  nics:\n-  - name: net0\n+    readOnly: true\n" in text
-    assert text.endswith("diff Bridge/br0 (drift)\n+ # set link br0: up=True\n")
+    assert text.endswith("diff Bridge/br0 (drift)\n+ # set link br0: up\n")
     assert diff_text(Plan({})) == ""
 
 

@@ -14,7 +14,7 @@ from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
-from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
+from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
@@ -97,7 +97,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     needs = _needs(resource.spec, operations)
     return Draft(
         operations,
-        _once_each((*changes, *running.changes)),
+        _once_each((*changes, *running.changes), want.state),
         running.pending,
         conditions,
         needs,
@@ -243,11 +243,11 @@ def _running(
     return replace(changes, wake_at=judged.wait_until, conditions=_unanswered(judged, live, want)), live
 
 
-def _once_each(changes: tuple[Change, ...]) -> tuple[Change, ...]:
-    """A leaf that differs in the definition and in the running self is one change to people."""
+def _once_each(changes: tuple[Change, ...], want: State) -> tuple[Change, ...]:
+    """A leaf that differs in the definition and in the running self is one change to people, in their words."""
     found: dict[str, Change] = {}
     for change in changes:
-        found.setdefault(change.path, change)
+        found.setdefault(change.path, spoken(change, want))
     return tuple(found.values())
 
 

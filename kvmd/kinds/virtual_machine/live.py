@@ -73,7 +73,8 @@ def live_changes(
     for change in changes:
         found = _operation(change, running)
         if found is None:
-            pending.append(Pending(_path(change), plain(change.before), plain(change.after), Update.NEXT_BOOT))
+            said = spoken(change, running.want)
+            pending.append(Pending(f"spec.{said.path}", plain(said.before), plain(said.after), Update.NEXT_BOOT))
         else:
             done.append(change)
             key = repr(found)
@@ -83,12 +84,19 @@ def live_changes(
     return LiveChanges(tuple(operations), tuple(pending), tuple(done))
 
 
-def _path(change: Change) -> str:
-    """The path as people write it: a NIC has ``network``, not ``attachment``; a CD-ROM has ``media``."""
-    if change.path.endswith(".attachment"):
-        kind = str(change.after).partition(":")[0]
-        return f"spec.{change.path.removesuffix('attachment')}{kind}"
-    return f"spec.{change.path}"
+def spoken(change: Change, want: State) -> Change:
+    """The change as people write it: a NIC has ``network``, not ``attachment``; a CD-ROM has ``media``."""
+    match = _DEVICE.fullmatch(change.path)
+    group, name, leaf = match.groups() if match is not None else ("", "", None)
+    if group == "interfaces" and leaf == "attachment":
+        before, after = str(change.before).rstrip(":"), str(change.after).rstrip(":")
+        kind, _, target = after.partition(":")
+        if before.startswith(f"{kind}:"):
+            before, after = before.removeprefix(f"{kind}:"), target
+        return replace(change, path=f"interfaces[{name}].{kind}", before=before, after=after)
+    if group == "disks" and leaf == "path" and any(d.name == name and d.device == "cdrom" for d in want.disks):
+        return replace(change, path=f"disks[{name}].media.path")
+    return change
 
 
 def _operation(change: Change, running: _Running) -> ops.Op | None:

@@ -39,12 +39,12 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     notes = _notes(ref, spec, domain, ledger)
     wish, why = _wish(ref, spec, domain, ledger, look)
     if active and (restart or wish == OFF):
-        power = stop(ref, spec, domain, look, "a restart was asked for" if restart else why)
+        power = stop(ref, spec, domain, look, "a restart was asked for" if restart else why, restart)
         return Power((*notes, *power.operations), power.conditions, False, power.reason, power.wake_at, True)
     if active:
         assert domain is not None
         return _running(name, domain, wish, notes)
-    if wish == RUN or (restart and wish == LEAVE and look.memory(ref).restart):
+    if wish == RUN or (wish == LEAVE and look.memory(ref).restart):
         started = _before_start(ref, spec, ledger)
         return Power((*notes, *started, ops.DomainStart(name, uuid)), (), False, why)
     if wish == "ask":
@@ -53,7 +53,7 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     return Power(notes)
 
 
-def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: str) -> Power:
+def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: str, restart: bool = False) -> Power:
     """Ask by every method, ask again while it does not answer, then (only if allowed) pull the plug."""
     assert domain is not None
     shutdown = spec.shutdown if spec is not None else None
@@ -61,7 +61,7 @@ def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: st
     methods = shutdown.methods if shutdown else ("agent", "acpi")
     force = shutdown.force_after_timeout if shutdown else True
     memory = look.memory(ref)
-    ask = ops.DomainShutdown(domain.name, domain.uuid, tuple(methods))
+    ask = ops.DomainShutdown(domain.name, domain.uuid, tuple(methods), restart)
     if domain.state == "crashed":
         return Power((ops.DomainDestroy(domain.name, domain.uuid, "the guest crashed"),), (), False, why)
     if memory.asked_at is None:
@@ -116,7 +116,8 @@ def _wish(ref: Ref, spec: Spec, domain: Domain | None, ledger: Ledger, look: Loo
     if not ledger.once and domain is not None and not domain.active and _was_once(ref, look):
         return "ask", ""  # the ledger is lost, and it may have run
     if ledger.once == "started":
-        return (LEAVE, "") if domain is not None and domain.active else ("ask", "")
+        running_or_ended = domain is not None and (domain.active or domain.reason in ENDED)
+        return (LEAVE, "") if running_or_ended else ("ask", "")
     return RUN, "to run once"
 
 

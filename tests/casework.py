@@ -1,0 +1,286 @@
+"""Planning cases as directories: the specs, what the host looks like, and the plan that follows.
+
+``desired.yaml`` holds specs as users write them. ``observed.yaml`` says what was applied before and how the host
+differs from that now; its words are those of ``Situation``. ``plan.yaml`` is the plan, trimmed to what matters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from simulator import Impossible, Loop, Machine
+
+from kvmd.api.resource import API_VERSION, Ref, Resource
+from kvmd.kinds import CONTROLLERS
+from kvmd.observed import HOST, Address, Domain, File, Key, Ledger, Link, Network, Observed, Route
+from kvmd.plan.model import Desired, Memory, ObjectPlan, Plan, Rules
+from kvmd.plan.planner import make_plan
+from kvmd.settings import Source
+from kvmd.sources.decode import decode_file
+from kvmd.sources.document import compose
+from kvmd.xmlmap import parse, serialise
+
+SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
+NOW = 10_000.0
+WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread"}
+WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
+
+
+def resources_of(text: str, file: str) -> dict[Ref, Resource]:
+    """Specs through the front door."""
+    found = decode_file(text.encode(), file, Source(), SPECS)
+    assert not found.problems, "\n".join(map(str, found.problems))
+    return {resource.ref: resource for resource in found.resources}
+
+
+def values_of(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file of ours, read as specs are (a MAC stays a MAC)."""
+    if not path.exists():
+        return []
+    documents, problems = compose(path.read_bytes(), str(path), Source())
+    assert not problems, "\n".join(map(str, problems))
+    return [document.value for document in documents]
+
+
+class Situation:
+    """One case, as far as planning sees it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        desired = folder / "desired.yaml"
+        self.resources = resources_of(desired.read_text(), "desired.yaml") if desired.exists() else {}
+        found = values_of(folder / "observed.yaml")
+        self.words: dict[str, Any] = found[0] if found else {}
+        assert self.words.keys() <= WORDS, f"observed.yaml has the unknown words {self.words.keys() - WORDS}"
+        self.machine = Machine()
+        self.loop = Loop(self.machine, now=100.0)
+        before = self._applied()
+        self._furnish(before)
+        if before:
+            self.loop.converge(before)
+        self._disturb()
+        self.observed = replace(self.machine.observed(), missing=frozenset(self.words.get("unread", ())))
+        self.memory = self._memory(self.observed)
+        self.rules = replace(Rules(), **_snake(self.words.get("rules", {})))
+
+    def plan(self) -> Plan:
+        """The plan."""
+        source = _snake(self.words.get("source", {}))
+        if "duplicates" in source:
+            source["duplicates"] = {Ref.parse(ref): tuple(files) for ref, files in source["duplicates"].items()}
+        if "invalid_files" in source:
+            source["invalid_files"] = tuple(source["invalid_files"])
+        desired = Desired(resources=self.resources, applied=self.loop.applied, **source)
+        return make_plan(desired, self.observed, self.memory, self.rules, NOW, CONTROLLERS)
+
+    def can_be_done(self, plan: Plan) -> str:
+        """Why the operations of a plan would fail on this host; "" where they would not."""
+        for step in plan.steps:
+            for operation in step.operations if not step.after or step.action == "create" else ():
+                try:
+                    self.machine.execute(operation)
+                except Impossible as error:
+                    return f"{operation.describe()}: {error}"
+        return ""
+
+    def _applied(self) -> dict[Ref, Resource]:
+        """The specs of an earlier time: ``desired``, documents, or ``{like: desired, but: …, also: […]}``."""
+        said = self.words.get("applied", [])
+        if isinstance(said, list):
+            return _resources(said)
+        documents = values_of(self.folder / "desired.yaml")
+        if said == "desired":
+            return _resources(documents)
+        assert said.keys() <= {"like", "but", "also"} and said.get("like") == "desired", said
+        for document in documents:
+            name = f"{document['kind']}/{document['metadata']['name']}"
+            _merge(document, said.get("but", {}).get(name, {}))
+        return _resources([*documents, *said.get("also", [])])
+
+    def _furnish(self, before: Mapping[Ref, Resource]) -> None:
+        """What the host had before kvmd came: its own properties, files, and links that are no object of ours."""
+        host = {"kvm_usable": True, "kvm_reason": ""} | _snake(self.words.get("host", {}))
+        self.machine.facts[HOST] = replace(self.machine.host, **host)
+        for resource in (*before.values(), *self.resources.values()):
+            self.machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+        uplinks = {uplink.name for r in before.values() for uplink in getattr(r.spec, "uplinks", ())}
+        for number, name in enumerate(sorted(uplinks)):
+            self.machine.add_link(Link(name, 0, "", f"02:00:00:00:00:0{number}", up=True, carrier=True))
+
+    def _disturb(self) -> None:
+        """What somebody, or the guests, have done since."""
+        for path in self.words.get("missingFiles", ()):
+            self.machine.facts[Key("file", path)] = File(path, "missing")
+        for link in self.words.get("links", ()):
+            self._disturb_link(dict(link))
+        for network in self.words.get("networks", ()):
+            self._disturb_network(dict(network))
+        for domain in self.words.get("domains", ()):
+            self._disturb_domain(dict(domain))
+        for entry in self.words.get("ledger", ()):
+            ref = Ref.parse(entry.pop("object"))
+            self.machine.facts[Key("ledger", str(ref))] = Ledger(ref, **_snake(entry))
+
+    def _disturb_link(self, said: dict[str, Any]) -> None:
+        name = said.pop("name")
+        if said.pop("gone", False):
+            self.machine.delete_link(name)
+            return
+        if self.machine.find_link(name) is None:
+            self.machine.add_link(Link(name, 0, said.pop("kind", ""), up=said.pop("up", True)))
+        for cidr in said.pop("addresses", ()):
+            self.machine.add_address(name, cidr)
+        if said.pop("lostAddresses", False):
+            self.machine.set_link(name, addresses=(), routes=())
+        if said.pop("dynamicAddress", None):
+            self.machine.set_link(name, addresses=(Address("192.0.2.7/24", permanent=False, dynamic=True),))
+        if (to := said.pop("route", None)) is not None:
+            self.machine.set_link(name, routes=(Route(to, "192.0.2.1"),))
+        if said.pop("unmarked", False):
+            self.machine.set_link(name, alias="", mark=None)
+        if "alias" in said:
+            self.machine.set_link(name, alias=said["alias"], mark=None)
+        if (bridge := said.get("master")) is not None:
+            said["master_index"] = self.machine.link(bridge).index if bridge else 0
+        self.machine.set_link(name, **_snake(said))
+
+    def _disturb_network(self, said: dict[str, Any]) -> None:
+        name = said.pop("name")
+        key = Key("network", name)
+        if "xml" in said:
+            self.machine.define_network(said.pop("xml"))
+        fact = self.machine.facts[key]
+        assert isinstance(fact, Network)
+        if (active := said.pop("active", None)) is not None and active != fact.active:
+            (self.machine.start_network if active else self.machine.stop_network)(name)
+        if said.pop("gone", False):
+            del self.machine.facts[key]
+            return
+        for where in ("config", "live"):
+            if where in said:
+                self.machine.edit_network(name, where, said.pop(where))
+        self.machine.facts[key] = replace(self.machine.facts[key], **_snake(said))
+
+    def _disturb_domain(self, said: dict[str, Any]) -> None:
+        name = said.pop("name")
+        key = Key("domain", name)
+        if (original := said.pop("copyOf", None)) is not None:
+            root = parse(self.machine.domain(original).config or "")
+            for path, text in (("name", name), ("uuid", "cccccccc-0000-4000-8000-000000000001")):
+                element = root.find(path)
+                assert element is not None
+                element.text = text
+            self.machine.define(serialise(root))
+        if "xml" in said:
+            self.machine.define(said.pop("xml"))
+        if said.pop("gone", False):
+            del self.machine.facts[key]
+            return
+        for where in ("config", "live"):
+            if where in said:
+                self.machine.edit_domain(name, where, said.pop(where))
+        state, fact = said.pop("state", None), self.machine.facts[key]
+        assert isinstance(fact, Domain)
+        if state == "running" and not fact.active:
+            self.machine.start(name)
+        elif state == "shutoff" and fact.active:
+            self.machine.stop(name, said.get("reason", "shutdown"))
+        elif state is not None:
+            said["state"] = state
+        self.machine.facts[key] = replace(self.machine.facts[key], **_snake(said))
+
+    def _memory(self, observed: Observed) -> Memory:
+        """What the engine remembers; times are seconds before (negative) or after now."""
+        self.loop.resources, self.loop.now = self.resources, NOW
+        if (missing_for := self.words.get("missingFor")) is not None:
+            for ref in observed.marks:
+                if ref not in self.resources:
+                    self.loop.memory.change(ref, missing_since=NOW - missing_for)
+        for name, said in self.words.get("memory", {}).items():
+            fields = _snake(said)
+            for field in ("asked_at", "asked_last", "next_try", "balloon_until"):
+                if field in fields:
+                    fields[field] += NOW
+            if fields.pop("approved", False):
+                fields["approved_hash"] = self.resources[Ref.parse(name)].spec_hash
+            self.loop.memory.change(Ref.parse(name), **fields)
+        value = self.loop.memory.value(NOW)
+        gone = frozenset(ref for ref in observed.marks if ref not in self.resources)
+        return replace(
+            value,
+            complete_since=0.0 if self.words.get("firstLook", True) else None,
+            confirmed=bool(self.words.get("confirmed")),
+            prune_approved=gone if self.words.get("pruneApproved") else frozenset(),
+            pruned=tuple((NOW - 60, Ref.parse(name)) for name in self.words.get("pruned", ())),
+        )
+
+
+def trimmed(plan: Plan) -> dict[str, Any]:
+    """A plan, trimmed to what people want to see of it."""
+    data = plan.as_data()
+    steps = []
+    for step in data["steps"]:
+        shown = {name: step[name] for name in ("object", "action", "cause", "reason", "impact", "after", "changes")}
+        shown["changes"] = [f"{c['path']}: {_short(c['from'])} -> {_short(c['to'])}" for c in step["changes"]]
+        shown["operations"] = [operation["does"] for operation in step["operations"]]
+        steps.append({name: value for name, value in shown.items() if value or name == "operations"})
+    shown = {
+        "steps": steps,
+        "pendingChanges": [
+            f"{p['object']} {p['path']}: {_short(p['currentValue'])} -> {_short(p['desiredValue'])} ({p['effect']})"
+            for p in data["pendingChanges"]
+        ],
+        "conditions": data["conditions"],
+        "held": data["held"],
+        "ready": {
+            str(ref): item.ready or f"no: {_reason(item)}"
+            for ref, item in sorted(plan.objects.items())
+            if item.resource is not None
+        },
+        "wakeIn": None if plan.wake_at is None else plan.wake_at - NOW,
+    }
+    for condition in shown["conditions"]:
+        del condition["status"]
+    return {name: value for name, value in shown.items() if value or name == "steps"}
+
+
+def _reason(item: ObjectPlan) -> str:
+    """Why an object is not Ready, in a word."""
+    found = item.condition("Ready") or next(iter(item.conditions), None)
+    return found.reason if found is not None else ""
+
+
+def as_yaml(data: Mapping[str, Any]) -> str:
+    """Text as people like to read it."""
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _resources(documents: Sequence[Mapping[str, Any]]) -> dict[Ref, Resource]:
+    text = "\n---\n".join(json.dumps({"apiVersion": API_VERSION, **document}) for document in documents)
+    return resources_of(text, "applied.yaml") if documents else {}
+
+
+def _merge(onto: dict[str, Any], patch: Mapping[str, Any]) -> None:
+    """JSON merge patch (RFC 7386): null takes a field away."""
+    for name, value in patch.items():
+        if value is None:
+            onto.pop(name, None)
+        elif isinstance(value, Mapping) and isinstance(onto.get(name), dict):
+            _merge(onto[name], value)
+        else:
+            onto[name] = value
+
+
+def _snake(said: Mapping[str, Any]) -> dict[str, Any]:
+    values = {re.sub("([A-Z])", lambda match: f"_{match[1].lower()}", name): value for name, value in said.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
