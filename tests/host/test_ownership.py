@@ -109,7 +109,7 @@ def test_a_copied_mark_is_no_mark(agent: Agent, strangers: Strangers) -> None:
     hermetic.run("ip", "link", "add", "webcopy", "type", "bridge")
     hermetic.run("ip", "link", "set", "webcopy", "alias", hermetic.links()["webbr"]["ifalias"])
     agent.write("clone.yaml", vm("clone", "Always"))
-    copied = agent.wait_condition("VirtualMachine/clone", "Conflict")
+    copied = agent.wait_condition("VirtualMachine/clone", "CopiedMark")
     assert "kvmd.dev/adopt" in copied["message"]
     agent.remove("web.yaml")
     wait_until(lambda: "web" not in inventory(hermetic)["domains"], 20, "web is pruned")
