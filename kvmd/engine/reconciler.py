@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
@@ -198,8 +199,8 @@ class Reconciler:
             if item.resource is None or item.resource.held:
                 continue
             known = self._applied.get(ref)
-            if known is None and item.step is not None and not _carries_its_mark(item.step):
-                fresh.append((item.resource, 0))
+            if item.step is not None and not _carries_its_mark(item.step):
+                fresh += _intention(item.resource, known)
             elif item.ready and (known is None or not known.records(item.resource, item.generation)):
                 fresh.append((item.resource, item.generation))
         if fresh:
@@ -309,6 +310,23 @@ def _applied(resource: Resource, generation: int) -> Applied:
         annotations=resource.metadata.annotations,
         known=True,
     )
+
+
+def _intention(resource: Resource, known: Applied | None) -> list[tuple[Resource, int]]:
+    """What must be known of an object if this process ends amid the step: what it had, and what it is to get."""
+    if known is None:
+        return [(resource, 0)]
+    both = _both(known.written, resource.written)
+    return [] if both == known.written else [(replace(resource, written=both), known.generation)]
+
+
+def _both(old: Any, new: Any) -> Any:
+    """Everything that either says; where they disagree on a value, what is to be."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{key: _both(old[key], value) if key in old else value for key, value in new.items()}}
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return type(new)((*new, *(item for item in old if item not in new)))
+    return new
 
 
 def _carries_its_mark(step: Step) -> bool:
