@@ -22,6 +22,7 @@ class GuestFiles:
 
     kernel: str
     initrd: str
+    release: str  # version of the kernel's package
 
 
 @functools.cache
@@ -31,4 +32,6 @@ def guest_files() -> GuestFiles:
     done = subprocess.run([str(BUILD), str(directory)], capture_output=True, text=True, timeout=300)
     if done.returncode:
         pytest.fail(f"the guest could not be built: {done.stderr.strip()}", pytrace=False)
-    return GuestFiles(kernel=str(directory / "vmlinuz"), initrd=str(directory / "initrd.img"))
+    stamp = (directory / "stamp").read_text().splitlines()
+    release = next(line.partition(": ")[2] for line in stamp if line.startswith("Version: "))
+    return GuestFiles(str(directory / "vmlinuz"), str(directory / "initrd.img"), release)

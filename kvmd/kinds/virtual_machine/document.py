@@ -80,6 +80,8 @@ def _leave_chipset(root: Element, want: State) -> None:
     for controller in devices.findall("controller"):
         if controller.get("type") != "scsi":
             devices.remove(controller)
+    for watchdog in devices.findall("watchdog[@model='itco']"):
+        devices.remove(watchdog)  # part of the q35 chipset; libvirt 9.1 and newer write it down by themselves
     for device in devices:
         for address in device.findall("address"):
             device.remove(address)
