@@ -69,6 +69,8 @@ def attribute(path: str, name: str, words: Mapping[str, Any] | None = None) -> P
         if value is None:
             if element is not None:
                 element.attrib.pop(name, None)
+                if path and not element.attrib and not len(element) and not (element.text or "").strip():
+                    cut(root, path)  # libvirt's schema has no empty <link/> or <domain/>
             return
         if element is None:
             element = reach(root, path)

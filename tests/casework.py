@@ -39,6 +39,18 @@ def resources_of(text: str, file: str) -> dict[Ref, Resource]:
     return {resource.ref: resource for resource in found.resources}
 
 
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLES = sorted(path for path in (REPOSITORY / "specs").iterdir() if path.is_dir())
+
+
+def resources_in(folder: Path) -> dict[Ref, Resource]:
+    """The specs of a directory."""
+    found: dict[Ref, Resource] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        found |= resources_of(path.read_text(), str(path.relative_to(REPOSITORY)))
+    return found
+
+
 def values_of(path: Path) -> list[dict[str, Any]]:
     """The documents of a file of ours, read as specs are (a MAC stays a MAC)."""
     if not path.exists():

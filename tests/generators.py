@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
+from simulator import Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
+from kvmd.observed import Link
 from kvmd.settings import Source
 from kvmd.sources.decode import decode_file
 
@@ -236,3 +238,14 @@ def worlds(draw: st.DrawFn, machines: int = 0) -> list[Document]:
         seeds = draw(st.lists(st.integers(0, 2**32), min_size=least, max_size=most))
         found += [make(number, Chance(seed), names) for number, seed in enumerate(seeds)]
     return found
+
+
+def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
+    """A host with every file and NIC that the specs name."""
+    machine = Machine()
+    for number, name in enumerate(UPLINKS):
+        machine.add_link(Link(name, 0, "", mac=f"02:00:00:00:00:0{number}", up=True, carrier=True))
+    for resources in wished:
+        for resource in resources.values():
+            machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+    return machine

@@ -424,7 +424,7 @@ def _order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tuple
     while changed:
         changed = False
         for ref, step in list(steps.items()):
-            lost = next((need for need in step.after if need not in steps and step.cause is not Cause.PRUNE), None)
+            lost = next((need for need in step.after if need not in steps), None)
             if lost is not None:
                 provider = objects.get(lost)
                 why = next((c.message or c.reason for c in provider.conditions if c.status), "") if provider else ""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from generators import UPLINKS, Document, decoded, document, worlds
+from generators import Document, decoded, document, machine_for, worlds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulator import Loop, Machine
@@ -28,17 +28,6 @@ few = settings(
 )
 many = settings(few, max_examples=110)
 STOPS = (ops.DomainShutdown, ops.DomainDestroy)
-
-
-def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
-    """A host with every file and NIC that the specs name."""
-    machine = Machine()
-    for number, name in enumerate(UPLINKS):
-        machine.add_link(Link(name, 0, "", mac=f"02:00:00:00:00:0{number}", up=True, carrier=True))
-    for resources in wished:
-        for resource in resources.values():
-            machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
-    return machine
 
 
 def may_stop(step: Step, resources: Mapping[Ref, Resource], loop: Loop) -> bool:
