@@ -148,7 +148,7 @@ class Ledger:
     """What must not be forgotten of one object: one-shot acts and the last stop that was seen."""
 
     ref: Ref
-    once: str = ""  # "" | started | done | again (somebody asked for another run)
+    once: str = ""  # "" | waiting | started | done | again (somebody asked for another run)
     last_stop: str = ""  # libvirt's reason of the last stop seen
     suspended: bool = False
 

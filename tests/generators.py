@@ -122,14 +122,14 @@ def network(number: int, chance: Chance, names: Names) -> Document:
     )
     four: dict[str, Any] = {"address": f"{prefix}.1/24"} | ({"dhcp": dhcp} if dhcp else {})
     ips = chance.some([four, {"address": f"FD00:{100 + number}::1/64"}, {"address": f"172.16.{number}.1/24"}], 3)
-    modes = ("nat", "isolated", "route", "open") if ips else ("nat", "isolated")
     spec = chance.fields(
-        forward=[{"mode": mode} for mode in modes],
+        forward=[{"mode": mode} for mode in ("nat", "isolated", "route", "open")],
         domain=({"name": "lab.example"}, {"name": None}),
         disruptionPolicy=("Wait", "Replug"),
         deletionPolicy=_DELETION,
         bridge=({"name": f"virbr-t{number}"}, {"stp": True}, {"name": f"virbr-t{number}", "stp": False}),
     )
+    spec |= {} if ips else {"forward": {"mode": "isolated"}}
     names.networks.append(f"net{number}")
     return document("Network", f"net{number}", spec | ({"ips": ips} if ips or chance.random() < 0.5 else {}))
 
@@ -197,10 +197,12 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
             disk |= {"path": path, "format": chance.choice(("raw", "qcow2"))}
             disk |= chance.fields(
                 bus=("virtio", "scsi", "sata", "usb", *(() if q35 else ("ide",))),
-                readOnly=(True, False),
+                readOnly=(False,),
                 serial=("root01", "A.b_+-1", None),
                 cache=("none", "writeback", "default"),
             )
+            if disk.get("bus", "virtio") in ("virtio", "scsi", "usb") and chance.random() < 0.5:
+                disk["readOnly"] = True
         if chance.random() < 0.25:
             disk["bootOrder"] = next(orders)
         yield disk

@@ -269,7 +269,10 @@ class Machine:
 
     def define(self, xml: str) -> Domain:
         """Define a domain as libvirt does: complete it, or refuse it."""
-        root = _completed(parse(xml), dict(self.host.machines))
+        return self.keep_definition(_completed(parse(xml), dict(self.host.machines)))
+
+    def keep_definition(self, root: Element) -> Domain:
+        """Note what a definition came to be."""
         name, uuid = root.findtext("name") or "", root.findtext("uuid") or ""
         for fact in self.facts.values():
             if isinstance(fact, Domain) and (fact.name == name) != (fact.uuid == uuid):
@@ -409,11 +412,11 @@ class Machine:
     def define_network(self, xml: str) -> Network:
         """Define a network as libvirt does."""
         root = parse(xml)
-        name, uuid = root.findtext("name") or "", root.findtext("uuid") or str(uuids.uuid4())
+        name = root.findtext("name") or ""
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         forward = root.find("forward")
         mode = "" if forward is None else forward.get("mode", "nat")
-        _demand(root.find("ip") is not None or mode not in ("route", "open"), f"{mode} needs an IP address")
+        _demand(root.find("ip") is not None or mode not in ("nat", "route", "open"), f"{mode} needs an IP address")
         for version in (4, 6):
             subnets = [ip for ip in root.findall("ip") if (":" in ip.get("address", "")) == (version == 6)]
             _demand(sum(ip.find("dhcp") is not None for ip in subnets) < 2, f"DHCP on two IPv{version} subnets")
@@ -427,6 +430,13 @@ class Machine:
             taken = {fact.bridge for fact in others}
             bridge.set("name", next(n for i in itertools.count() if (n := f"virbr{i}") not in taken))
         bridge.set("stp", bridge.get("stp", "on"))
+        return self.keep_network(root)
+
+    def keep_network(self, root: Element) -> Network:
+        """Note what the definition of a network came to be."""
+        name, uuid = root.findtext("name") or "", root.findtext("uuid") or str(uuids.uuid4())
+        others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
+        bridge = reach(root, "bridge")
         _demand(all(fact.bridge != bridge.get("name") for fact in others), "bridge name in use by another network")
         found = self.facts.get(Key("network", name))
         if isinstance(found, Network):
@@ -691,12 +701,16 @@ def _complete_devices(root: Element, q35: bool) -> None:
     for nic in root.findall("devices/interface"):
         mac = reach(nic, "mac")
         mac.set("address", mac.get("address") or f"52:54:00:{uuids.uuid4().hex[:6]}")
-    console = root.find("devices/console")
-    serial = root.find("devices/serial")
-    if serial is not None and console is None:
+    devices, console, serial = reach(root, "devices"), root.find("devices/console"), root.find("devices/serial")
+    if serial is None and console is not None:
+        console.tag = "serial"
+        serial = console
+    elif console is not None:
+        devices.remove(console)
+    if serial is not None:
         mirrored = copy.deepcopy(serial)
         mirrored.tag = "console"
-        reach(root, "devices").append(mirrored)
+        devices.append(mirrored)
 
 
 # ---------------------------------------------------------------------------------------------- the engine

@@ -16,7 +16,7 @@ from kvmd.api.quantity import Address, Boolean, DomainName, InterfaceAddress, Ip
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel, hash_of
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import DEGRADED, Condition, Pending
-from kvmd.errors import Blocked
+from kvmd.errors import Blocked, Refused
 from kvmd.observed import Key, Link, Ports
 from kvmd.observed import Network as Fact
 from kvmd.plan.look import Look
@@ -147,8 +147,6 @@ class Spec(SpecModel):
         addresses = [ip.address.split("/")[0] for ip in self.ips]
         if len(addresses) != len(set(addresses)):
             raise ValueError("two subnets have the same address")
-        if self.forward.mode in ("route", "open") and not self.ips:
-            raise ValueError(f"forward mode {self.forward.mode} needs a subnet; write `ips`")
         for version in (4, 6):
             if sum(ip.serves for ip in self.ips if ip.version == version) > 1:
                 raise ValueError(f"libvirt serves DHCP on one IPv{version} subnet of a network only")
@@ -274,8 +272,11 @@ def plan(ref: Ref, look: Look) -> Draft:
     applied = look.applied(ref)
     owned = resource.owned | (applied.owned if applied else frozenset())
     if network is None or network.config is None:
+        _has_subnet(ref, want.forward, want.subnets)
         return _create(resource, want, look)
     config = xmlmap.read(State, xmlmap.parse(network.config))
+    forward = want.forward if is_owned("forward.mode", owned) else config.forward
+    _has_subnet(ref, forward, config.subnets if want.subnets is LEAVE else want.subnets)
     changes = tuple(c for c in differences(config, want) if is_owned(c.path, owned))
     operations: list[ops.Op] = []
     reserved = {"reservations": hash_of(_reservations(ref, look))}
@@ -315,6 +316,14 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         raise Blocked(f"{ref}: used by {', '.join(guests)}", hint="shut those guests down or move their NICs first")
     stop = (ops.NetworkStop(network.name, network.uuid),) if network.active else _left_behind(network, look)
     return Draft((*stop, ops.NetworkUndefine(network.name, network.uuid)))
+
+
+def _has_subnet(ref: Ref, mode: str, subnets: tuple[Subnet, ...] | Leave) -> None:
+    """Refuse what libvirt refuses: a way out for guests that have no addresses."""
+    if mode != "isolated" and not subnets:
+        raise Refused(
+            f"{ref}: forward mode {mode} needs a subnet", hint="write `ips`, or `forward: {mode: isolated}`"
+        )
 
 
 def _wanted(resource: Resource, look: Look, exists: bool) -> State:

@@ -149,7 +149,7 @@ def test_strangers_are_never_touched(
 @pytest.mark.parametrize("running", [True, False])
 def test_a_clash_is_a_conflict_that_names_the_way_out(running: bool) -> None:
     """Each kind says of a stranger under its name that it is one, and how to adopt it."""
-    specs = {"VirtualMachine": {"memory": {"guest": "1Gi"}}}
+    specs = {"VirtualMachine": {"memory": {"guest": "1Gi"}}, "Network": {"forward": {"mode": "isolated"}}}
     names = {"VirtualMachine": "vm0", "Network": "net0", "Bridge": "br0", "Tap": "tap0", "Tun": "tun0"}
     resources = decoded([document(kind, name, specs.get(kind, {})) for kind, name in names.items()])
     machine = machine_for(resources)

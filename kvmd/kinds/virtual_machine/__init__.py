@@ -15,7 +15,7 @@ from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
-from kvmd.kinds.virtual_machine.spec import Spec
+from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
 from kvmd.kinds.virtual_machine.want import Wanted, attached_to, known_devices, wanted
@@ -91,7 +91,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look)
-    operations = (*definition, *now.operations)
+    operations = (*power.before_definition(resource, domain, look), *definition, *now.operations)
     conditions = (*acts.conditions, *running.conditions, *now.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
     needs = _needs(resource.spec, operations)
@@ -195,6 +195,8 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
     owned = resource.owned | (applied.owned if applied else frozenset())
     found = tuple(found)
     follows = {path for change in found for path in _implied(change, resource.spec)}
+    if _lists_serials(owned) and not _lists_serials(resource.owned):
+        follows.add(f"devices.serial[{DEFAULT_SERIAL.name}]")
     return tuple(
         change
         for change in found
@@ -207,6 +209,10 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
             or _is_medium(change.path, owned)
         )
     )
+
+
+def _lists_serials(paths: frozenset[str]) -> bool:
+    return any(path.startswith("devices.serial") for path in paths)
 
 
 def _implied(change: Change, spec: Any) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, m
     _devices(root, "disks", want.disks, dict(domain.disk_elements(root, known)), paths, _add_disk)
     _devices(root, "interfaces", want.interfaces, dict(domain.nic_elements(root, known)), paths, _add_nic)
     _devices(root, "devices.serial", want.serials, dict(domain.serial_elements(root, known)), paths, _add_serial)
+    if any(path.startswith("devices.serial") for path in paths):
+        _drop_mirrors(root)
     if root.find("devices/*/boot") is not None:
         # libvirt writes <boot dev='hd'/> where no device has an order, and refuses it beside one that has.
         xmlmap.cut(root, "os/boot")
@@ -124,6 +126,15 @@ def _write_device(item: Any, element: Element, prefix: str, paths: set[str]) -> 
         # Another bus is another place in the guest: the old address and target would not fit it.
         xmlmap.cut(element, "address")
         xmlmap.reach(element, "target").set("dev", item.target)
+
+
+def _drop_mirrors(root: Element) -> None:
+    """libvirt mirrors the first serial as <console>, and makes a serial of a <console> that has lost its own."""
+    devices = xmlmap.reach(root, "devices")
+    for console in devices.findall("console"):
+        target = console.find("target")
+        if target is None or target.get("type", "serial") == "serial":
+            devices.remove(console)
 
 
 def _name_devices(root: Element, want: State, known: Known) -> None:

@@ -53,6 +53,15 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     return Power(notes)
 
 
+def before_definition(resource: Resource, domain: Domain | None, look: Look) -> tuple[ops.Op, ...]:
+    """Note that a guest that runs once has yet to: defined and without any note it may have run, and nobody knows."""
+    spec, ref = resource.spec, resource.ref
+    assert isinstance(spec, Spec)
+    if domain is not None or spec.run_strategy != "Once" or _ledger(ref, look).once:
+        return ()
+    return (ops.LedgerWrite(str(ref), "once", "waiting"),)
+
+
 def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: str, restart: bool = False) -> Power:
     """Ask by every method, ask again while it does not answer, then (only if allowed) pull the plug."""
     assert domain is not None

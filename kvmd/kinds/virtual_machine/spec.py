@@ -187,6 +187,8 @@ class Disk(SpecModel):
             raise ValueError("a disk needs exactly one source; write `path`")
         if self.format is None:
             raise ValueError("a disk by path needs `format: raw` or `format: qcow2`; it is never guessed")
+        if self.read_only and self.effective_bus in ("ide", "sata"):
+            raise ValueError(f"QEMU has no read-only disks on {self.effective_bus}; use bus virtio or scsi")
         return self
 
 
@@ -267,6 +269,9 @@ class Serial(SpecModel):
 
 
 DEFAULT_SERIALS = (Serial(name="console"),)
+
+
+DEFAULT_SERIAL = Serial(name="console")
 
 
 class Devices(SpecModel):
@@ -362,6 +367,8 @@ class Spec(SpecModel):
         _once((f"{forward.protocol}/{forward.host}" for forward in forwards), "the host port")
         if "q35" in self.machine and any(disk.bus == "ide" for disk in self.disks):
             raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
+        if sum(disk.bus == "ide" for disk in self.disks) > 4:
+            raise ValueError("there is one IDE controller, which takes four devices")
         return self
 
     @property
