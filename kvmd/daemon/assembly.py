@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kvmd.engine.executor import Executor
 from kvmd.engine.reconciler import Reconciler, Sources
+from kvmd.engine.records import Records
 from kvmd.host import Host
 from kvmd.kinds import CONTROLLERS
 from kvmd.settings import Settings
@@ -43,7 +44,6 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
     metrics, events = Metrics(CONTROLLERS), Events()
     host = Host(settings, metrics, wake.set, namespace)
     good = Store(os.path.join(settings.paths.state, "specs.jsonl"))
-    applied = Store(os.path.join(settings.paths.state, "applied.jsonl"))
     specs = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
     directory = Directory(settings.source.path, settings.source, specs, good)
 
@@ -53,7 +53,8 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
             log(message, object=object_, reason=reason, warning=warning)
 
     executor = Executor(host.hand, settings.workers, settings.libvirt.slow, wake.set, _give_up)
-    reconciler = Reconciler(settings, host, Sources(directory, good, applied), CONTROLLERS, executor, tell)
+    records = Records(good, Store(os.path.join(settings.paths.state, "applied.jsonl")))
+    reconciler = Reconciler(settings, host, Sources(directory, records), executor, tell)
     return Assembly(settings, metrics, events, wake, host, executor, reconciler)
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Executor, Job, Outcome
 from kvmd.engine.memory import Remembering
+from kvmd.engine.records import Records
 from kvmd.errors import Retry
 from kvmd.host import LIBVIRT, Host
+from kvmd.identity import changed
+from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Observed
-from kvmd.plan.model import Applied, Cause, Controller, Desired, Memory, ObjectPlan, Plan, Rules, Step
+from kvmd.plan.model import Applied, Cause, Desired, Memory, ObjectPlan, Plan, Rules, Step
 from kvmd.plan.planner import Planner
 from kvmd.plan.safety import WEIGHTY
 from kvmd.settings import Settings
-from kvmd.sources.directory import Directory, Snapshot
-from kvmd.sources.store import Store
+from kvmd.sources.directory import Directory
+from kvmd.sources.snapshot import Snapshot
 
 LOOK_AGAIN_SECONDS = 1.0  # at what could not be read
 
@@ -42,41 +44,27 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where specs come from, and where their last good and last applied versions are kept."""
+    """Where specs come from, and where what must survive of them is kept."""
 
     directory: Directory
-    good: Store
-    applied: Store
+    records: Records
 
 
 class Reconciler:
     """Owns the memory and the executor; everything else it only reads."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        host: Host,
-        sources: Sources,
-        controllers: Mapping[str, Controller],
-        executor: Executor,
-        tell: Tell,
-    ) -> None:
+    def __init__(self, settings: Settings, host: Host, sources: Sources, executor: Executor, tell: Tell) -> None:
         self._settings, self._host, self._tell = settings, host, tell
-        self._directory, self._good, self._applied_store = sources.directory, sources.good, sources.applied
-        self._controllers, self._executor = controllers, executor
+        self._directory, self._records, self._executor = sources.directory, sources.records, executor
         self.memory = Remembering(settings.backoff)
         self.rules = rules_of(settings)
-        self._planner = Planner(controllers, self.rules)
-        self._applied: dict[Ref, Applied] = {}
-        self._applied_from: dict[Ref, object] = {}
-        self._files: dict[Ref, tuple[Resource, tuple[str, ...]]] = {}
-        self._paths: tuple[Mapping[Ref, Resource] | None, tuple[str, ...]] = (None, ())
+        self._planner = Planner(CONTROLLERS, self.rules)
+        self._resources: Mapping[Ref, Resource] = {}
+        self._files: dict[Ref, tuple[str, ...]] = {}
+        self._paths: tuple[str, ...] = ()
         self._desired: tuple[Snapshot | None, Mapping[Ref, Applied], Desired] = (None, {}, Desired())
         self._changed_at: dict[Ref, float] = {}
         self._pruning: set[Ref] = set()
-        self._kept_plan: Plan | None = None
-        self._saved: Mapping[Ref, Resource] = {}
-        self._load_applied()
         for age, ref in host.ledger.removals():
             self.memory.note_pruned(ref, time.monotonic() - age)
 
@@ -103,13 +91,26 @@ class Reconciler:
 
     def _look(self, now: float) -> tuple[Snapshot, Observed]:
         snapshot = self._directory.scan(now, time.time())
-        observed = self._host.observe(self._files_of(snapshot.resources))
-        for ref in self.memory.take_specs(snapshot.resources.items()):
-            self._changed_at[ref] = now
+        self._take_specs(snapshot.resources, now)
+        observed = self._host.observe(self._paths)
         complete = snapshot.complete and observed.complete
-        departing = [ref for ref in observed.marks if ref not in snapshot.resources and ref.kind in self._controllers]
+        departing = [ref for ref in observed.marks if ref not in snapshot.resources and ref.kind in CONTROLLERS]
         self.memory.take_facts(departing, complete, observed, now)
         return snapshot, observed
+
+    def _take_specs(self, resources: Mapping[Ref, Resource], now: float) -> None:
+        """Note what is new, and which files the specs stand on."""
+        news = changed(self._resources, resources)
+        if not news:
+            return
+        for ref in self.memory.take_specs((ref, resources[ref]) for ref in news if ref in resources):
+            self._changed_at[ref] = now
+        for ref in news:
+            self._files.pop(ref, None)
+            if ref in resources and (files := CONTROLLERS[ref.kind].files(resources[ref].spec)):
+                self._files[ref] = files
+        self._paths = tuple(dict.fromkeys(path for files in self._files.values() for path in files))
+        self._resources = resources
 
     def _plan(self, snapshot: Snapshot, observed: Observed, now: float) -> Plan:
         return self._planner.plan(self._desired_of(snapshot), observed, self.memory.value(now), now)
@@ -121,55 +122,26 @@ class Reconciler:
     def set_rules(self, rules: Rules) -> None:
         """Plan by other rules from now on."""
         self.rules = rules
-        self._planner = Planner(self._controllers, rules)
+        self._planner = Planner(CONTROLLERS, rules)
 
     # ------------------------------------------------------------------------------------------ reading
 
-    def _files_of(self, resources: Mapping[Ref, Resource]) -> tuple[str, ...]:
-        if self._paths[0] is resources:
-            return self._paths[1]
-        known: dict[Ref, tuple[Resource, tuple[str, ...]]] = {}
-        for ref, resource in resources.items():
-            before = self._files.get(ref)
-            if before is not None and before[0] is resource:
-                known[ref] = before
-            else:
-                known[ref] = (resource, self._controllers[ref.kind].files(resource.spec))
-        self._files = known
-        paths = tuple(dict.fromkeys(path for _, found in known.values() for path in found))
-        self._paths = (resources, paths)
-        return paths
-
     def _desired_of(self, snapshot: Snapshot) -> Desired:
-        if self._desired[0] is snapshot and self._desired[1] is self._applied:
+        if self._desired[0] is snapshot and self._desired[1] is self._records.applied:
             return self._desired[2]
         desired = Desired(
             resources=snapshot.resources,
-            applied=self._applied,
+            applied=self._records.applied,
             complete=snapshot.complete and not snapshot.pending,
             reason=snapshot.reason or f"{', '.join(snapshot.pending[:3])} may still be being written",
             empty=snapshot.empty,
             invalid_files=snapshot.invalid_files,
             duplicates=snapshot.duplicates,
         )
-        self._desired = (snapshot, self._applied, desired)
+        self._desired = (snapshot, self._records.applied, desired)
         return desired
 
     # --------------------------------------------------------------------------------- what must survive
-
-    def _load_applied(self) -> None:
-        stored = self._applied_store.load()
-        self._applied = {
-            ref: Applied(
-                ref=ref,
-                spec_hash=item.spec_hash,
-                generation=item.generation,
-                written=item.written,
-                annotations=dict(item.metadata.get("annotations", {})),
-                known=True,
-            )
-            for ref, item in stored.items()
-        }
 
     def _keep_safely(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> bool:
         """False where nothing may be done, because what must survive cannot be written down first."""
@@ -181,47 +153,15 @@ class Reconciler:
         return True
 
     def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
-        """Write down last good specs before the first act on them, and what is applied once it is."""
-        if self._saved is not snapshot.resources:
-            known = self._saved
-            fresh = [r for ref, r in snapshot.resources.items() if known.get(ref) is not r and not r.held]
-            self._good.save_all([(resource, 0) for resource in fresh])
-            self._saved = snapshot.resources
-        if plan is not self._kept_plan:
-            self._keep_applied(plan)
-            self._kept_plan = plan
-        self._forget_gone(snapshot, plan, observed)
-
-    def _keep_applied(self, plan: Plan) -> None:
-        """Note what is applied now, and, of what cannot carry its spec itself, what is about to be."""
-        fresh: list[tuple[Resource, int]] = []
-        for ref, item in plan.objects.items():
-            if item.resource is None or item.resource.held:
-                continue
-            known = self._applied.get(ref)
-            if item.step is not None and not _carries_its_mark(item.step):
-                fresh += _intention(item.resource, known)
-            elif item.ready and (known is None or not known.records(item.resource, item.generation)):
-                fresh.append((item.resource, item.generation))
-        if fresh:
-            self._applied_store.save_all(fresh)
-            self._applied = self._applied | {r.ref: _applied(r, generation) for r, generation in fresh}
-
-    def _forget_gone(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
+        self._records.keep(snapshot, plan)
         if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:
             return
-        gone = [ref for ref in self._applied if ref not in plan.objects and not self.memory.of(ref).busy]
-        if not gone:
-            return
-        for ref in gone:
-            self._good.remove(ref)
-            self._applied_store.remove(ref)
+        for ref in self._records.forget_gone(plan, lambda ref: not self.memory.of(ref).busy):
             self.memory.forget(ref)
             if ref in self._pruning:
                 self._pruning.discard(ref)
                 self._tell(str(ref), "Removed", "its spec is gone and so is it", False)
             self._host.ledger.write(ops.LedgerWrite(str(ref), "forget"))
-        self._applied = {ref: item for ref, item in self._applied.items() if ref not in gone}
 
     # ------------------------------------------------------------------------------------------- acting
 
@@ -299,39 +239,6 @@ def rules_of(settings: Settings) -> Rules:
         allowed_paths=settings.policy.allowed_paths,
         uplinks=settings.policy.uplinks,
     )
-
-
-def _applied(resource: Resource, generation: int) -> Applied:
-    return Applied(
-        ref=resource.ref,
-        spec_hash=resource.spec_hash,
-        generation=generation,
-        written=resource.written,
-        annotations=resource.metadata.annotations,
-        known=True,
-    )
-
-
-def _intention(resource: Resource, known: Applied | None) -> list[tuple[Resource, int]]:
-    """What must be known of an object if this process ends amid the step: what it had, and what it is to get."""
-    if known is None:
-        return [(resource, 0)]
-    both = _both(known.written, resource.written)
-    return [] if both == known.written else [(replace(resource, written=both), known.generation)]
-
-
-def _both(old: Any, new: Any) -> Any:
-    """Everything that either says; where they disagree on a value, what is to be."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return {**old, **{key: _both(old[key], value) if key in old else value for key, value in new.items()}}
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        return type(new)((*new, *(item for item in old if item not in new)))
-    return new
-
-
-def _carries_its_mark(step: Step) -> bool:
-    """True where the first operation writes the whole spec with the object: nothing need be kept beside it."""
-    return bool(step.operations) and isinstance(step.operations[0], ops.DomainDefine | ops.NetworkDefine)
 
 
 def _jobs(steps: tuple[Step, ...]) -> list[Job]:

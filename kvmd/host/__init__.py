@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from kvmd import ops
-from kvmd.api.mark import Mark
-from kvmd.api.resource import Ref
 from kvmd.errors import KvmdError
 from kvmd.host.files import Files
 from kvmd.host.ledger import LedgerFile
@@ -23,8 +21,9 @@ from kvmd.host.libvirt_facts import LibvirtFacts
 from kvmd.host.libvirt_reader import Capabilities
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
+from kvmd.host.marks import marks_of
 from kvmd.host.preflight import usable_kvm
-from kvmd.observed import HOST, Domain, Fact, Key, Link, Network, Observed, Ports
+from kvmd.observed import HOST, Key, Link, Observed, Ports
 from kvmd.observed import Host as HostFact
 from kvmd.settings import Settings
 
@@ -79,7 +78,7 @@ class Host:
         else:
             ports = self._look_at_ports(taps)
             merged = {**domains, **self._link_facts, **ports, **files, **self.ledger.facts, HOST: host}
-            facts, marks = MappingProxyType(merged), MappingProxyType(_marks(merged, self._settings.owner))
+            facts, marks = MappingProxyType(merged), marks_of(self._observed, merged)
         self._parts = parts
         self._observed = Observed(facts, marks, frozenset(missing), self._settings.owner)
         return self._observed
@@ -225,19 +224,6 @@ class Hand:
         errors = [error for error in self._host.links.execute(plugs) if error is not None] if plugs else []
         if errors:
             raise errors[0]
-
-
-def _marks(facts: Mapping[Key, Fact], owner: str) -> dict[Ref, tuple[Key, ...]]:
-    """Where each object is that carries a mark of this owner which names the object that it is on."""
-    found: dict[Ref, tuple[Key, ...]] = {}
-    for key, fact in facts.items():
-        if not isinstance(fact, Domain | Network | Link):
-            continue
-        mark: Mark | None = fact.mark
-        if mark is None or mark.owner != owner or mark.object_id != getattr(fact, "uuid", ""):
-            continue
-        found[mark.ref] = (*found.get(mark.ref, ()), key)
-    return found
 
 
 def _accounts() -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]:

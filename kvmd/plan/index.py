@@ -1,14 +1,18 @@
-"""Look-up tables over specs, facts and memory, rebuilt only where they changed; equal values keep identity."""
+"""Look-up tables over specs, facts and memory: only what changed is looked at; equal values keep identity.
+
+Every table is replaced, never changed in place, once anything in it changes: whoever holds a world holds it whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Claim, Ref, Reference, Resource
+from kvmd.identity import changed, kept
 from kvmd.observed import Domain, Fact, Key, Link, Network, Observed
 from kvmd.plan.look import World
 from kvmd.plan.model import Applied, Controller, Desired, Memory, Rules
@@ -19,8 +23,12 @@ class _Names:
     """What one spec names and claims."""
 
     of: Any
-    references: tuple[Reference, ...]
-    claims: tuple[Claim, ...]
+    references: tuple[Reference, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+
+_NO_NAMES = _Names(None)
+_Inputs = tuple[Mapping[Ref, Resource], Mapping[Ref, Applied], Mapping[Key, Fact], Mapping[Ref, tuple[Key, ...]]]
 
 
 class Index:
@@ -29,24 +37,25 @@ class Index:
     def __init__(self, controllers: Mapping[str, Controller], rules: Rules) -> None:
         self._controllers = controllers
         self._rules = rules
-        self._names: dict[Ref, _Names] = {}
-        self._users: dict[Ref, tuple[Reference, ...]] = {}
-        self._contested: dict[Claim, list[Ref]] = {}
-        self._claimants: dict[Claim, tuple[Ref, ...]] = {}
-        self._applied: dict[Ref, Applied] = {}
-        self._applied_from: dict[Ref, Any] = {}
+        self._inputs: _Inputs = ({}, {}, {}, {})
         self._keys: dict[Ref, Key] = {}
+        self._at: dict[Key, Ref] = {}
+        self._applied: dict[Ref, Applied] = {}
+        self._applied_from: dict[Ref, tuple[Mark, Applied | None]] = {}
+        self._names: dict[Ref, _Names] = {}
+        self._naming: dict[Ref, dict[Ref, None]] = {}  # who names an object
+        self._claiming: dict[Claim, dict[Ref, None]] = {}  # who claims what
+        self._users: dict[Ref, tuple[Reference, ...]] = {}
+        self._claimants: dict[Claim, tuple[Ref, ...]] = {}
         self._departing: frozenset[Ref] = frozenset()
-        self._inputs: tuple[Any, ...] = ()
 
     def world(self, desired: Desired, observed: Observed, memory: Memory) -> World:
         """The look-up tables of this cycle."""
         inputs = (desired.resources, desired.applied, observed.facts, observed.marks)
-        if len(self._inputs) != len(inputs) or any(
-            new is not old for new, old in zip(inputs, self._inputs, strict=True)
-        ):
-            self._index(desired, observed)
-            self._inputs = inputs
+        stale = self._stale(inputs)
+        self._inputs = inputs
+        if stale:
+            self._look_again(stale)
         tables: dict[str, Mapping[Any, Any]] = {
             "specs": desired.resources,
             "facts": observed.facts,
@@ -70,99 +79,126 @@ class Index:
             tables=MappingProxyType(tables),
         )
 
-    def _index(self, desired: Desired, observed: Observed) -> None:
-        self._index_marks(desired, observed)
-        self._index_applied(desired, observed)
-        self._departing = frozenset(
-            ref for ref in self._keys if ref not in desired.resources and ref.kind in self._controllers
-        )
-        self._index_names(desired)
+    def _stale(self, inputs: _Inputs) -> set[Ref]:
+        """The objects of which a spec, a mark, or what carries the mark is not what it was."""
+        resources, applied, facts, marks = self._inputs
+        stale = {*changed(resources, inputs[0]), *changed(applied, inputs[1]), *changed(marks, inputs[3])}
+        return stale | {self._at[key] for key in changed(facts, inputs[2]) if key in self._at}
 
-    def _index_marks(self, desired: Desired, observed: Observed) -> None:
-        """Where each marked object is. A link's mark cannot name its link: it counts only under its spec's name."""
-        keys: dict[Ref, Key] = {}
-        for ref, found in observed.marks.items():
-            key: Key | None = found[0]
-            if found[0].type == "link" and ref.kind in self._controllers:
-                key = next((name for name in self._names_of_link(ref, desired) if name in found), None)
-            if key is not None:
-                keys[ref] = self._keys[ref] if self._keys.get(ref) == key else key
-        self._keys = keys
+    def _look_again(self, stale: set[Ref]) -> None:
+        self._keys, self._applied = dict(self._keys), dict(self._applied)
+        for ref in stale:
+            self._place(ref)
+            self._recall_applied(ref)
+        self._departing = self._departing - stale | {ref for ref in stale if self._is_departing(ref)}
+        targets: set[Ref] = set()
+        claims: set[Claim] = set()
+        for ref in stale:
+            before, after = self._names.get(ref, _NO_NAMES), self._names_now(ref)
+            targets.update(reference.target for names in (before, after) for reference in names.references)
+            claims.update(before.claims, after.claims)
+            self._name(ref, before, after)
+        self._users = self._users | {target: self._users_of(target) for target in targets}
+        self._claimants = self._claimants | {claim: self._claimants_of(claim) for claim in claims}
+        self._drop_empty(targets, claims)
 
-    def _names_of_link(self, ref: Ref, desired: Desired) -> tuple[Key, ...]:
+    def _drop_empty(self, targets: Iterable[Ref], claims: Iterable[Claim]) -> None:
+        for target in targets:
+            if not self._users[target]:
+                del self._users[target]
+        for claim in claims:
+            if not self._claimants[claim]:
+                del self._claimants[claim]
+
+    # ------------------------------------------------------------------------------- where it is, what it was
+
+    def _place(self, ref: Ref) -> None:
+        """Where a marked object is. A link's mark cannot name its link: it counts only under its spec's name."""
+        found = self._inputs[3].get(ref, ())
+        key: Key | None = next(iter(found), None)
+        if key is not None and key.type == "link" and ref.kind in self._controllers:
+            key = next((name for name in self._names_of_link(ref) if name in found), None)
+        before = self._keys.pop(ref, None)
+        if before is not None and self._at.get(before) == ref:
+            del self._at[before]
+        if key is not None:
+            self._keys[ref] = key = kept(before, key)
+            self._at[key] = ref
+
+    def _names_of_link(self, ref: Ref) -> tuple[Key, ...]:
         """The links that its spec, and the spec that was last applied, say it is."""
         controller = self._controllers[ref.kind]
-        resource = desired.resources.get(ref)
-        former = _spec_of(desired.applied.get(ref), controller)
+        resource = self._inputs[0].get(ref)
+        former = _spec_of(self._inputs[1].get(ref), controller)
         specs = ([resource.spec] if resource is not None else []) + ([former] if former is not None else [])
         return tuple(controller.host_key(ref, spec) for spec in specs or [None])
 
-    def _index_applied(self, desired: Desired, observed: Observed) -> None:
-        applied: dict[Ref, Applied] = {}
-        sources: dict[Ref, Any] = {}
-        for ref, key in self._keys.items():
-            mark = _mark_of(observed.facts.get(key))
-            if mark is None:
-                continue
-            stored = None if mark.written else desired.applied.get(ref)
-            source = (mark, stored)
-            before = self._applied_from.get(ref, (None, None))
-            sources[ref] = source
-            if before[0] is mark and before[1] is stored:
-                applied[ref] = self._applied[ref]
+    def _recall_applied(self, ref: Ref) -> None:
+        """What was last applied: by the object's own mark, else by the store."""
+        stored = self._inputs[1].get(ref)
+        key = self._keys.get(ref)
+        mark = _mark_of(self._inputs[2].get(key)) if key is not None else None
+        before, source = self._applied.pop(ref, None), self._applied_from.pop(ref, None)
+        if mark is not None:
+            used = None if mark.written else stored
+            self._applied_from[ref] = (mark, used)
+            if before is not None and source is not None and source[0] is mark and source[1] is used:
+                self._applied[ref] = before
             else:
-                applied[ref] = Applied.of(mark) if mark.written else _of_short(mark, stored)
-        for ref, stored in desired.applied.items():
+                self._applied[ref] = Applied.of(mark) if mark.written else _of_short(mark, used)
+        elif stored is not None and stored.generation > 0:
             # Generation 0 is an intention: it counts for an object that is marked, not for one that is not there.
-            if ref not in applied and stored.generation > 0:
-                applied[ref] = stored
-        self._applied, self._applied_from = applied, sources
+            self._applied[ref] = stored
 
-    def _index_names(self, desired: Desired) -> None:
-        names: dict[Ref, _Names] = {}
-        for ref, resource in desired.resources.items():
-            names[ref] = self._known(ref, resource) or self._read(ref, resource.spec, resource)
-        for ref in self._departing:
-            applied = self._applied.get(ref)
-            spec = _spec_of(applied, self._controllers[ref.kind])
-            if spec is not None:
-                names[ref] = self._known(ref, applied) or self._read(ref, spec, applied)
-        changed = names.keys() != self._names.keys() or any(names[ref] is not self._names[ref] for ref in names)
-        self._names = names
-        if changed:
-            self._users = _keeping(self._users, self._collect_users())
-            self._contested = self._collect_contested()
-        self._claimants = _keeping(self._claimants, self._in_order_of_right())
+    def _is_departing(self, ref: Ref) -> bool:
+        return ref in self._keys and ref not in self._inputs[0] and ref.kind in self._controllers
 
-    def _known(self, ref: Ref, source: Resource | Applied | None) -> _Names | None:
-        known = self._names.get(ref)
-        return known if known is not None and known.of is source else None
+    # ----------------------------------------------------------------------------------- what names what
 
-    def _read(self, ref: Ref, spec: Any, source: Any) -> _Names:
+    def _names_now(self, ref: Ref) -> _Names:
+        """What an object's spec names, or, where it is about to go, the spec that was last applied."""
+        resource = self._inputs[0].get(ref)
+        source: Resource | Applied | None = resource
+        if resource is None and ref in self._departing:
+            source = self._applied.get(ref)
+        known = self._names.get(ref, _NO_NAMES)
+        if known.of is source:
+            return known
+        if source is None:
+            return _NO_NAMES
         controller = self._controllers[ref.kind]
+        spec = resource.spec if resource is not None else _spec_of(self._applied.get(ref), controller)
+        if spec is None:
+            return _NO_NAMES
         return _Names(source, controller.references(ref, spec), controller.claims(ref, spec))
 
-    def _collect_users(self) -> dict[Ref, tuple[Reference, ...]]:
-        users: dict[Ref, list[Reference]] = {}
-        for names in self._names.values():
-            for reference in names.references:
-                users.setdefault(reference.target, []).append(reference)
-        return {ref: tuple(sorted(found, key=_reference_order)) for ref, found in users.items()}
+    def _name(self, ref: Ref, before: _Names, after: _Names) -> None:
+        if before is after:
+            return
+        for reference in before.references:
+            self._naming[reference.target].pop(ref, None)
+        for claim in before.claims:
+            self._claiming[claim].pop(ref, None)
+        for reference in after.references:
+            self._naming.setdefault(reference.target, {})[ref] = None
+        for claim in after.claims:
+            self._claiming.setdefault(claim, {})[ref] = None
+        self._names[ref] = after
+        if after is _NO_NAMES:
+            del self._names[ref]
 
-    def _collect_contested(self) -> dict[Claim, list[Ref]]:
-        """Claims made more than once."""
-        claims: dict[Claim, list[Ref]] = {}
-        for ref, names in self._names.items():
-            for claim in names.claims:
-                claims.setdefault(claim, []).append(ref)
-        return {claim: refs for claim, refs in claims.items() if len(refs) > 1}
+    def _users_of(self, target: Ref) -> tuple[Reference, ...]:
+        sources = self._naming.get(target, {})
+        found = (item for ref in sources for item in self._names[ref].references if item.target == target)
+        return kept(self._users.get(target), tuple(sorted(found, key=_reference_order)))
 
-    def _in_order_of_right(self) -> dict[Claim, tuple[Ref, ...]]:
-        """Who wants what is contested: the present holder first, the others by name."""
-        return {
-            claim: tuple(sorted(refs, key=lambda ref: (not self._holds(ref, claim), ref)))
-            for claim, refs in self._contested.items()
-        }
+    def _claimants_of(self, claim: Claim) -> tuple[Ref, ...]:
+        """Who wants what is contested: the present holder first, the others by name; nobody where it is not."""
+        refs = self._claiming.get(claim, {})
+        if len(refs) < 2:
+            return ()
+        order = sorted(refs, key=lambda ref: (not self._holds(ref, claim), ref))
+        return kept(self._claimants.get(claim), tuple(order))
 
     def _holds(self, ref: Ref, claim: Claim) -> bool:
         """True where the object is on the host and was last applied with that claim."""
@@ -195,8 +231,3 @@ def _spec_of(applied: Applied | None, controller: Controller) -> Any:
         return controller.Spec.model_validate(applied.written)
     except ValueError:
         return None
-
-
-def _keeping(old: Mapping[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
-    """Prefer the old value objects where they are equal, so that comparing by identity works."""
-    return {key: old[key] if key in old and old[key] == value else value for key, value in new.items()}

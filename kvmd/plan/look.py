@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -108,12 +108,3 @@ class Look:
     def rules(self) -> Rules:
         """The settings that planning obeys (they do not change while a planner lives)."""
         return self.world.rules
-
-
-def tables_of(world_parts: Mapping[str, Mapping[Any, Any]]) -> Callable[[str, Any], Any]:
-    """A reader over named tables, for checking whether remembered reads still hold."""
-
-    def read(table: str, key: Any) -> Any:
-        return world_parts[table].get(key)
-
-    return read

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvmd.api.resource import Ref
+from kvmd.identity import changed
 from kvmd.plan.look import Reads
 from kvmd.plan.model import ObjectPlan
 
 Tables = Mapping[str, Mapping[Any, Any]]
+NOTHING: Mapping[Any, Any] = {}
 
 
 class Recall:
@@ -30,10 +32,8 @@ class Recall:
         """The wanted objects that must be planned again; what is no longer wanted is forgotten."""
         found = {ref for ref, wake_at in self._wakes.items() if now >= wake_at}
         for name, table in tables.items():
-            before = self._tables.get(name)
-            if before is not table:
-                for key in _changed(before or {}, table):
-                    found |= self._readers.get((name, key), frozenset())
+            for key in changed(self._tables.get(name, NOTHING), table):
+                found |= self._readers.get((name, key), frozenset())
         self._tables = dict(tables)
         wanted = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
         for ref in self.plans.keys() - wanted.keys():
@@ -59,12 +59,3 @@ class Recall:
                 del self._readers[read]
         self.plans.pop(ref, None)
         self._wakes.pop(ref, None)
-
-
-def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
-    """Keys whose value is another object, has come or has gone."""
-    get = before.get
-    changed = [key for key, value in after.items() if get(key) is not value]
-    if len(before) + len(changed) != len(after) or changed:
-        changed += [key for key in before if key not in after]
-    return changed

@@ -32,7 +32,6 @@ LONG_FILES = {
     "kvmd/plan/model.py": "the vocabulary of planning, read from top to bottom",
     "kvmd/ops.py": "one dataclass an operation, nothing else",
     "kvmd/kinds/network.py": "one kind, one file",
-    "kvmd/sources/directory.py": "one look at a directory, and what became of each file since the last",
 }
 LEAVES = [(kind, leaf) for kind, controller in CONTROLLERS.items() for leaf in leaves(controller.Spec)]
 NODES = [pytest.param(kind, leaf, id=f"{kind}.{leaf.path}") for kind, leaf in LEAVES]

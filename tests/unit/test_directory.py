@@ -17,7 +17,8 @@ from pydantic import Field
 
 from kvmd.api.resource import Ref, SpecModel
 from kvmd.settings import Source
-from kvmd.sources.directory import Directory, Snapshot
+from kvmd.sources.directory import Directory
+from kvmd.sources.snapshot import Snapshot
 from kvmd.sources.store import Store
 
 

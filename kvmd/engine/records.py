@@ -1,0 +1,104 @@
+"""What must survive the process: the last good specs, and what was last applied of each object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kvmd import ops
+from kvmd.api.resource import Ref, Resource
+from kvmd.identity import changed
+from kvmd.plan.model import Applied, Plan, Step
+from kvmd.sources.snapshot import Snapshot
+from kvmd.sources.store import Store
+
+
+class Records:
+    """Two stores, written before the first act that needs them. *applied* is replaced, never changed in place."""
+
+    def __init__(self, good: Store, applied: Store) -> None:
+        self._good, self._store = good, applied
+        self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.load().items()}
+        self._saved: Mapping[Ref, Resource] = {}
+        self._plan = Plan({})
+
+    def keep(self, snapshot: Snapshot, plan: Plan) -> None:
+        """Write down last good specs before the first act on them, and what is applied once it is. Raises Retry."""
+        resources = snapshot.resources
+        news = (resources[ref] for ref in changed(self._saved, resources) if ref in resources)
+        self._good.save_all([(resource, 0) for resource in news if not resource.held])
+        self._saved = resources
+        self._keep_applied(plan)
+        self._plan = plan
+
+    def _keep_applied(self, plan: Plan) -> None:
+        """Note what is applied now, and, of what cannot carry its spec itself, what is about to be."""
+        fresh: list[tuple[Resource, int]] = []
+        for ref in changed(self._plan.objects, plan.objects):
+            item = plan.objects.get(ref)
+            if item is None or item.resource is None or item.resource.held:
+                continue
+            known = self.applied.get(ref)
+            if item.step is not None and not _carries_its_mark(item.step):
+                fresh += _intention(item.resource, known)
+            elif item.ready and (known is None or not known.records(item.resource, item.generation)):
+                fresh.append((item.resource, item.generation))
+        if fresh:
+            self._store.save_all(fresh)
+            self.applied = {**self.applied, **{item.ref: _applied(item, number) for item, number in fresh}}
+
+    def forget_gone(self, plan: Plan, may_go: Callable[[Ref], bool]) -> list[Ref]:
+        """Forget what was applied of objects that are neither asked for nor there; returns them. Raises Retry."""
+        gone = [ref for ref in self.applied if ref not in plan.objects and may_go(ref)]
+        for ref in gone:
+            self._good.remove(ref)
+            self._store.remove(ref)
+        if gone:
+            leaving = set(gone)
+            self.applied = {ref: item for ref, item in self.applied.items() if ref not in leaving}
+        return gone
+
+
+def _stored(item: Any) -> Applied:
+    return Applied(
+        ref=item.ref,
+        spec_hash=item.spec_hash,
+        generation=item.generation,
+        written=item.written,
+        annotations=dict(item.metadata.get("annotations", {})),
+        known=True,
+    )
+
+
+def _applied(resource: Resource, generation: int) -> Applied:
+    return Applied(
+        ref=resource.ref,
+        spec_hash=resource.spec_hash,
+        generation=generation,
+        written=resource.written,
+        annotations=resource.metadata.annotations,
+        known=True,
+    )
+
+
+def _intention(resource: Resource, known: Applied | None) -> list[tuple[Resource, int]]:
+    """What must be known of an object if this process ends amid the step: what it had, and what it is to get."""
+    if known is None:
+        return [(resource, 0)]
+    both = _both(known.written, resource.written)
+    return [] if both == known.written else [(replace(resource, written=both), known.generation)]
+
+
+def _both(old: Any, new: Any) -> Any:
+    """Everything that either says; where they disagree on a value, what is to be."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{key: _both(old[key], value) if key in old else value for key, value in new.items()}}
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return type(new)((*new, *(item for item in old if item not in new)))
+    return new
+
+
+def _carries_its_mark(step: Step) -> bool:
+    """True where the first operation writes the whole spec with the object: nothing need be kept beside it."""
+    return bool(step.operations) and isinstance(step.operations[0], ops.DomainDefine | ops.NetworkDefine)
