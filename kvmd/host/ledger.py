@@ -52,6 +52,8 @@ class LedgerFile:
             self._entries[ref] = replace(known, once=value)
         elif entry == "last_stop":
             self._entries[ref] = replace(known, last_stop=value)
+        elif entry == "balloon":
+            self._entries[ref] = replace(known, balloon=value)
         elif entry == "removed":
             self._removals[ref] = float(value)
         elif entry == "forget":
@@ -96,5 +98,6 @@ def _line(name: str, entry: str, value: str) -> str:
 
 
 def _values(entry: Ledger) -> list[tuple[str, str]]:
-    values = {"once": entry.once, "last_stop": entry.last_stop, "suspended": "true" if entry.suspended else ""}
+    suspended = "true" if entry.suspended else ""
+    values = {"once": entry.once, "last_stop": entry.last_stop, "balloon": entry.balloon, "suspended": suspended}
     return [(name, value) for name, value in values.items() if value]

@@ -6,41 +6,34 @@ another object than last time, or the time has come. What it remembers never cha
 
 from __future__ import annotations
 
-import graphlib
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 from kvmd.api import status
-from kvmd.api.mark import Mark, derived_uuid
-from kvmd.api.resource import ANNOTATION_ADOPT, ANNOTATION_SUSPEND, Ref, Resource
+from kvmd.api.resource import ANNOTATION_SUSPEND, Ref, Resource
 from kvmd.api.status import Condition
 from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
-from kvmd.observed import Domain, Fact, Key, Ledger, Link, Network, Observed
+from kvmd.observed import Key, Ledger, Observed
 from kvmd.ops import LedgerWrite
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
 from kvmd.plan.model import (
-    Applied,
     Cause,
     Controller,
     Desired,
     Draft,
-    Hold,
     Memory,
     ObjectPlan,
     Plan,
     Rules,
     Step,
 )
+from kvmd.plan.order import blocked, in_order
 from kvmd.plan.recall import Recall
+from kvmd.plan.standing import ABSENT, COPIED, FOREIGN, refusal, standing_of
 
-OWNED = "owned"
-FOREIGN = "foreign"
-ABSENT = "absent"
-COPIED = "copied"
 BACKENDS = {"domain": "libvirt", "network": "libvirt", "link": "links"}  # who must answer for a fact of that type
 
 
@@ -90,7 +83,7 @@ class Planner:
         self._missing = observed.missing
         if observed.missing:
             objects = {ref: self._unless_unread(item, world, observed.missing) for ref, item in objects.items()}
-        objects, steps = _order(objects)
+        objects, steps = in_order(objects)
         wakes = [item.wake_at for item in objects.values() if item.wake_at is not None and item.wake_at > now]
         if verdict.wake_at is not None and verdict.wake_at > now:
             wakes.append(verdict.wake_at)
@@ -176,14 +169,14 @@ def _plan_object(ref: Ref, look: Look) -> ObjectPlan:
         observed_generation=applied.generation if applied else 0,
         conditions=_held(resource),
     )
-    standing, fact = _standing(ref, look)
+    standing, fact = standing_of(ref, look)
     if standing == ABSENT and look.memory(ref).busy:
         withheld = _withheld(base, look)
         assert withheld is not None
         return withheld
-    refusal = _refusal(ref, resource, standing, fact, look)
-    if refusal is not None:
-        return replace(base, conditions=(*base.conditions, *refusal))
+    refused = refusal(ref, resource, standing, fact, look)
+    if refused is not None:
+        return replace(base, conditions=(*base.conditions, *refused))
     try:
         draft = look.controller(ref).plan(ref, look)
     except KvmdError as error:
@@ -203,89 +196,6 @@ def _held(resource: Resource) -> tuple[Condition, ...]:
     return (Condition(status.SPEC_INVALID, True, "LastGoodVersionHeld", message),)
 
 
-def _standing(ref: Ref, look: Look) -> tuple[str, Fact | None]:
-    """Is the object of that name on the host ours, a stranger's, or not there?"""
-    fact = look.fact(look.key(ref))
-    if fact is None or not isinstance(fact, Domain | Network | Link):
-        return ABSENT, fact
-    mark = fact.mark
-    uuid = getattr(fact, "uuid", "")
-    if mark is None:
-        derived = derived_uuid(look.host().machine_id, look.rules.owner, ref)
-        return (OWNED if uuid == derived else FOREIGN), fact
-    if mark.owner != look.rules.owner:
-        return FOREIGN, fact
-    if mark.object_id != uuid:
-        return COPIED, fact
-    return (OWNED if mark.ref == ref else FOREIGN), fact
-
-
-def _refusal(
-    ref: Ref, resource: Resource, standing: str, fact: Fact | None, look: Look
-) -> tuple[Condition, ...] | None:
-    """The conditions of an object that may not be touched, or None."""
-    ledger = look.fact(Key("ledger", str(ref)))
-    if resource.suspended or (isinstance(ledger, Ledger) and ledger.suspended):
-        message = f"left alone until resumed; type: kvmd resume {ref}"
-        return (Condition(status.READY, False, "Suspended", message),)
-    moved = _renamed(ref, resource, look)
-    if moved:
-        return (Condition(status.READY, False, "Immutable"), Condition(status.STALLED, True, "Immutable", moved))
-    for claim in look.controller(ref).claims(ref, resource.spec):
-        holder = next(iter(look.claimants(claim)), ref)
-        if holder != ref:
-            message = (
-                f"{claim} belongs to {holder} (the present holder keeps it), {ref} wants it too; "
-                f"change one of them: kvmd describe {holder}"
-            )
-            return (Condition(status.CONFLICT, True, "ClaimedTwice", message),)
-    if standing == COPIED and not _adopts(resource, fact):
-        return (
-            Condition(
-                status.COPIED_MARK,
-                True,
-                "MarkOfAnotherObject",
-                f"what the host has under that name carries a mark that was copied from another object; it is "
-                f'left alone; to take it over, annotate {ref} with {ANNOTATION_ADOPT}: "uuid:{_uuid(fact)}"',
-            ),
-        )
-    if standing == FOREIGN and not _adopts(resource, fact):
-        mark: Mark | None = getattr(fact, "mark", None)
-        whose = f"belongs to {mark.ref} of owner '{mark.owner}'" if mark else "was not made by kvmd"
-        message = (
-            f"the host already has '{getattr(fact, 'name', '')}', which {whose}; it is left alone; to take it over "
-            f'without restarting it, annotate {ref} with {ANNOTATION_ADOPT}: "true"; or choose another '
-            "spec.nameOnHost"
-        )
-        return (Condition(status.CONFLICT, True, "ExistsOnHost", message),)
-    return None
-
-
-def _renamed(ref: Ref, resource: Resource, look: Look) -> str:
-    """What to say where the spec asks for another name on the host than the object has."""
-    applied = look.applied(ref)
-    if applied is None or not applied.known or not applied.generation:
-        return ""
-    before = applied.written.get("nameOnHost") or ref.name
-    after = getattr(resource.spec, "name_on_host", None) or ref.name
-    there = look.controller(ref).host_key(ref, None)
-    if before == after or look.fact(Key(there.type, str(before))) is None:
-        return ""
-    return (
-        f"spec.nameOnHost cannot change from '{before}' to '{after}': nothing renames it without a disturbance; "
-        f"write '{before}' back, or give the new one another metadata.name"
-    )
-
-
-def _uuid(fact: Fact | None) -> str:
-    return str(getattr(fact, "uuid", ""))
-
-
-def _adopts(resource: Resource, fact: Fact | None) -> bool:
-    wish = resource.annotation(ANNOTATION_ADOPT)
-    return wish == "true" or (wish is not None and wish == f"uuid:{_uuid(fact)}")
-
-
 def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectPlan:
     """Turn what the kind answered into a step, or say why there is none."""
     ref, resource = base.ref, base.resource
@@ -298,11 +208,7 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
         conditions=(*base.conditions, *draft.conditions, *_restart_required(draft)),
     )
     if not draft.operations:
-        seen = base.generation if draft.settled else base.observed_generation
-        ready = draft.settled and not any(
-            condition.type in (status.STALLED, status.BLOCKED) and condition.status for condition in base.conditions
-        )
-        return replace(base, observed_generation=seen, ready=ready, conditions=_with_ready(base, ready, draft.reason))
+        return _at_rest(base, draft)
     cause = _cause(base, draft, standing, look)
     policy = getattr(resource.spec, "drift_policy", "Correct")
     if cause is Cause.DRIFT and policy != "Correct":
@@ -317,7 +223,7 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
     unknown = [need for need in missing if look.spec(need) is None]
     if unknown:
         return replace(
-            base, conditions=(*base.conditions, *_blocked(unknown[0], "neither a spec nor the host has it"))
+            base, conditions=(*base.conditions, *blocked(unknown[0], "neither a spec nor the host has it"))
         )
     step = Step(ref, draft.operations, cause, draft.reason or _changes(draft), draft.changes, tuple(missing))
     condition = Condition(status.RECONCILING, True, cause.value.capitalize(), step.reason)
@@ -326,6 +232,17 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
         step=step,
         conditions=_with_ready(replace(base, conditions=(*base.conditions, condition)), False, "Reconciling"),
     )
+
+
+def _at_rest(base: ObjectPlan, draft: Draft) -> ObjectPlan:
+    """Nothing can be done now: it is as asked, or it waits for something."""
+    seen = base.generation if draft.settled else base.observed_generation
+    waits = (c for c in base.conditions if c.type in (status.STALLED, status.BLOCKED) and c.status)
+    obstacle = next(waits, None)
+    ready = draft.settled and obstacle is None
+    reason, message = (obstacle.reason, obstacle.message) if obstacle else ("NotAsAsked", draft.reason)
+    conditions = _with_ready(base, ready, reason, message)
+    return replace(base, observed_generation=seen, ready=ready, conditions=conditions)
 
 
 def _restart_required(draft: Draft) -> tuple[Condition, ...]:
@@ -337,9 +254,10 @@ def _restart_required(draft: Draft) -> tuple[Condition, ...]:
     return (Condition(status.RESTART_REQUIRED, True, "PendingChanges", message),)
 
 
-def _with_ready(base: ObjectPlan, ready: bool, reason: str) -> tuple[Condition, ...]:
+def _with_ready(base: ObjectPlan, ready: bool, reason: str, message: str = "") -> tuple[Condition, ...]:
     others = tuple(condition for condition in base.conditions if condition.type != status.READY)
-    return (Condition(status.READY, ready, "AsAsked" if ready else reason or "NotAsAsked"), *others)
+    own = Condition(status.READY, True, "AsAsked") if ready else Condition(status.READY, False, reason, message)
+    return (own, *others)
 
 
 def _changes(draft: Draft) -> str:
@@ -393,13 +311,6 @@ def _withheld(base: ObjectPlan, look: Look) -> ObjectPlan | None:
     return None
 
 
-def _blocked(need: Ref, why: str) -> tuple[Condition, ...]:
-    return (
-        Condition(status.READY, False, "Blocked"),
-        Condition(status.BLOCKED, True, "WaitsForObject", f"waits for {need}: {why}; type: kvmd get {need}"),
-    )
-
-
 def _from_error(error: KvmdError) -> tuple[Condition, ...]:
     if isinstance(error, Blocked):
         return (
@@ -415,50 +326,3 @@ def _from_error(error: KvmdError) -> tuple[Condition, ...]:
 def _broken(error: Exception) -> Condition:
     text = f"planning failed: {type(error).__name__}: {error}; please report it; the object is left alone"
     return Condition(status.STALLED, True, "InternalError", text)
-
-
-def _order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tuple[Step, ...]]:
-    """Order the steps after their needs; a step whose need has no step in this plan is Blocked."""
-    steps = {ref: item.step for ref, item in objects.items() if item.step is not None}
-    changed = True
-    while changed:
-        changed = False
-        for ref, step in list(steps.items()):
-            lost = next((need for need in step.after if need not in steps), None)
-            if lost is not None:
-                provider = objects.get(lost)
-                why = next((c.message or c.reason for c in provider.conditions if c.status), "") if provider else ""
-                kept = tuple(c for c in objects[ref].conditions if c.type not in (status.READY, status.RECONCILING))
-                objects[ref] = replace(
-                    objects[ref], step=None, conditions=(*_blocked(lost, why or "not there yet"), *kept)
-                )
-                del steps[ref]
-                changed = True
-    graph = {ref: tuple(need for need in step.after if need in steps) for ref, step in sorted(steps.items())}
-    try:
-        order = tuple(graphlib.TopologicalSorter(graph).static_order())
-    except graphlib.CycleError as error:
-        members = error.args[1]
-        for ref in set(members):
-            text = f"waits for itself: {' -> '.join(str(member) for member in members)}"
-            objects[ref] = replace(
-                objects[ref],
-                step=None,
-                conditions=(Condition(status.BLOCKED, True, "DependencyCycle", text),),
-            )
-        return _order(objects)
-    return objects, tuple(steps[ref] for ref in order)
-
-
-def key_of(ref: Ref, resource: Resource | None, controllers: Mapping[str, Controller]) -> Key:
-    """Where the host has (or would have) an object."""
-    return controllers[ref.kind].host_key(ref, resource.spec if resource else None)
-
-
-def applied_of(fact: Any) -> Applied | None:
-    """What a fact's own mark says was last applied; None where the mark holds no whole spec."""
-    mark: Mark | None = getattr(fact, "mark", None)
-    return Applied.of(mark) if mark is not None and mark.written else None
-
-
-__all__ = ["Hold", "Planner", "applied_of", "key_of", "make_plan"]

@@ -131,6 +131,17 @@ def test_the_trace_would_have_seen_a_change(full: Agent) -> None:
     assert any(not is_keepalive(message) for message in libvirt_messages(lines))
 
 
+IMAGES = "/var/lib/libvirt/images"
+
+
+def make_images(folder: Path, text: str) -> None:
+    """An empty image for each disk that the examples name, of the format that its end says."""
+    folder.mkdir(exist_ok=True)
+    for found in sorted(set(re.findall(rf"{folder}/[\w.-]+", text))):
+        image = "qcow2" if found.endswith(".qcow2") else "raw"
+        subprocess.run(["qemu-img", "create", "-q", "-f", image, found, "8M"], check=True)
+
+
 EXAMPLES = sorted(path for path in (REPOSITORY / "specs").iterdir() if any(path.rglob("*.yaml")))
 
 
@@ -140,12 +151,15 @@ def test_an_example_that_converged_plans_to_nothing(hermetic: Hermetic, tmp_path
     wipe(hermetic)
     agent = Agent(hermetic, tmp_path)
     files = guest_files()
+    images = tmp_path / "images"
     try:
         for path in example.rglob("*.yaml") if example.is_dir() else [example]:
             text = path.read_text()
             text = re.sub(r"/var/lib/kvmd/\S*/vmlinuz", files.kernel, text)
             text = re.sub(r"/var/lib/kvmd/\S*/initrd(\.img)?", files.initrd, text)
-            text = re.sub(r"/var/lib/kvmd/\S*/(\S+\.console)", rf"{tmp_path}/\1", text)
+            text = re.sub(r"/var/lib/kvmd/(\S*/)?(\S+\.console)", rf"{tmp_path}/\2", text)
+            text = text.replace(IMAGES, str(images))
+            make_images(images, text)
             agent.write(path.name, text)
         agent.kvmd("plan", "--detailed-exitcode", code=2)
         agent.start()

@@ -28,7 +28,6 @@ MOST_LINES_OF_A_FUNCTION = 60
 MOST_LINES_OF_A_FILE = 400
 # A file may stand here with the reason why it is better whole.
 LONG_FILES = {
-    "kvmd/plan/planner.py": "one decision after the other for one object; its caching is in recall.py",
     "kvmd/plan/model.py": "the vocabulary of planning, read from top to bottom",
     "kvmd/ops.py": "one dataclass an operation, nothing else",
     "kvmd/kinds/network.py": "one kind, one file",

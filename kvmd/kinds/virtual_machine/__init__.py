@@ -242,11 +242,18 @@ def _running(
     found = _owned(differences(live, want.state), resource, look.applied(resource.ref))
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(resource, domain))
-    judged = balloon((live, config or want.state, want.state), look.memory(resource.ref), look.now)
+    ledger = power.ledger_of(resource.ref, look)
+    judged = balloon((live, config or want.state, want.state), look.memory(resource.ref), ledger.balloon, look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
     changes = live_changes(domain, root, known, (live, want.state), found)
-    return replace(changes, wake_at=judged.wait_until, conditions=_unanswered(judged, live, want)), live
+    notes = (ops.LedgerWrite(str(resource.ref), "balloon", judged.note),) if judged.note else ()
+    return replace(
+        changes,
+        operations=(*changes.operations, *notes),
+        wake_at=judged.wait_until,
+        conditions=_unanswered(judged, live, want),
+    ), live
 
 
 def _once_each(changes: tuple[Change, ...], want: State) -> tuple[Change, ...]:

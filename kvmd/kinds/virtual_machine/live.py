@@ -34,20 +34,28 @@ class LiveChanges:
 
 
 class Balloon(NamedTuple):
-    """Whether moving the balloon makes sense now: not while the guest boots, not where it never answers."""
+    """Whether moving the balloon makes sense now: not while the guest boots, not where it never answers.
+
+    *note* is what the ledger must remember, so that a guest without the driver is not asked again by each new
+    process: QEMU keeps what was asked for, and a driver that comes later follows it by itself.
+    """
 
     wait_until: float | None = None
     unanswered: bool = False
+    note: str = ""
 
 
-def balloon(states: tuple[State, State, State], memory: ObjectMemory, now: float) -> Balloon:
+def balloon(states: tuple[State, State, State], memory: ObjectMemory, noted: str, now: float) -> Balloon:
     """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
     live, config, want = states
     if live.memory == want.memory or config.memory != want.memory:
         return Balloon()
     if memory.balloon_until is not None and now < memory.balloon_until:
         return Balloon(wait_until=memory.balloon_until)
-    return Balloon(unanswered=memory.fruitless >= BALLOON_TRIES)
+    asked = f"{want.memory} of {live.memory}"
+    if noted == asked:
+        return Balloon(unanswered=True)
+    return Balloon(unanswered=True, note=asked) if memory.fruitless >= BALLOON_TRIES else Balloon()
 
 
 @dataclass(frozen=True, slots=True)

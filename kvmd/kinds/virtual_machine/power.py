@@ -34,7 +34,7 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     ref, name = resource.ref, look.key(resource.ref).name
     spec = resource.spec
     assert isinstance(spec, Spec)
-    ledger = _ledger(ref, look)
+    ledger = ledger_of(ref, look)
     active = domain is not None and domain.active
     notes = _notes(ref, spec, domain, ledger)
     wish, why = _wish(ref, spec, domain, ledger, look)
@@ -57,7 +57,7 @@ def before_definition(resource: Resource, domain: Domain | None, look: Look) -> 
     """Note that a guest that runs once has yet to: defined and without any note it may have run, and nobody knows."""
     spec, ref = resource.spec, resource.ref
     assert isinstance(spec, Spec)
-    if domain is not None or spec.run_strategy != "Once" or _ledger(ref, look).once:
+    if domain is not None or spec.run_strategy != "Once" or ledger_of(ref, look).once:
         return ()
     return (ops.LedgerWrite(str(ref), "once", "waiting"),)
 
@@ -88,7 +88,7 @@ def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: st
     last = memory.asked_last if memory.asked_last is not None else memory.asked_at
     if look.now >= last + RESEND_SECONDS:
         return Power((ask,), (), False, "asked to power off, not yet off", min(look.now + RESEND_SECONDS, deadline))
-    return Power((), (), False, "ShuttingDown", min(last + RESEND_SECONDS, deadline))
+    return Power((), (), False, "asked to power off, not yet off", min(last + RESEND_SECONDS, deadline))
 
 
 def restart_asked(resource: Resource, domain: Domain, look: Look) -> bool:
@@ -99,7 +99,8 @@ def restart_asked(resource: Resource, domain: Domain, look: Look) -> bool:
     return domain.boot_mark.annotations.get(ANNOTATION_RESTARTED_AT) != wish
 
 
-def _ledger(ref: Ref, look: Look) -> Ledger:
+def ledger_of(ref: Ref, look: Look) -> Ledger:
+    """What must not be forgotten of it."""
     fact = look.fact(Key("ledger", str(ref)))
     return fact if isinstance(fact, Ledger) else Ledger(ref)
 

@@ -1,0 +1,52 @@
+"""The order of steps: each after what it needs; what needs itself, or what does not come, is Blocked."""
+
+from __future__ import annotations
+
+import graphlib
+from dataclasses import replace
+
+from kvmd.api import status
+from kvmd.api.resource import Ref
+from kvmd.api.status import Condition
+from kvmd.plan.model import ObjectPlan, Step
+
+
+def in_order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tuple[Step, ...]]:
+    """Order the steps after their needs; a step whose need has no step in this plan is Blocked."""
+    steps = {ref: item.step for ref, item in objects.items() if item.step is not None}
+    changed = True
+    while changed:
+        changed = False
+        for ref, step in list(steps.items()):
+            lost = next((need for need in step.after if need not in steps), None)
+            if lost is not None:
+                provider = objects.get(lost)
+                why = next((c.message or c.reason for c in provider.conditions if c.status), "") if provider else ""
+                kept = tuple(c for c in objects[ref].conditions if c.type not in (status.READY, status.RECONCILING))
+                objects[ref] = replace(
+                    objects[ref], step=None, conditions=(*blocked(lost, why or "not there yet"), *kept)
+                )
+                del steps[ref]
+                changed = True
+    graph = {ref: tuple(need for need in step.after if need in steps) for ref, step in sorted(steps.items())}
+    try:
+        order = tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        members = error.args[1]
+        for ref in set(members):
+            text = f"waits for itself: {' -> '.join(str(member) for member in members)}"
+            objects[ref] = replace(
+                objects[ref],
+                step=None,
+                conditions=(Condition(status.BLOCKED, True, "DependencyCycle", text),),
+            )
+        return in_order(objects)
+    return objects, tuple(steps[ref] for ref in order)
+
+
+def blocked(need: Ref, why: str) -> tuple[Condition, ...]:
+    """The conditions of an object that waits for another."""
+    return (
+        Condition(status.READY, False, "Blocked"),
+        Condition(status.BLOCKED, True, "WaitsForObject", f"waits for {need}: {why}; type: kvmd get {need}"),
+    )
