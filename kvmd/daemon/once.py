@@ -34,9 +34,16 @@ def converge(
         now = time.monotonic()
         if now >= deadline:
             return report
-        wake_at = report.wake_at if report.wake_at is not None else now + 1.0
-        assembly.wake.wait(max(0.005, min(1.0, wake_at - now)))
+        assembly.wake.wait(_pause(assembly, report, now))
         assembly.executor.slow()
+
+
+def _pause(assembly: Assembly, report: Report, now: float) -> float:
+    """How long to wait for an event at most, in seconds; hardly where what has just ended must only be looked at."""
+    if report.outcomes and assembly.executor.idle:
+        return 0.005
+    wake_at = report.wake_at if report.wake_at is not None else now + 1.0
+    return max(0.005, min(1.0, wake_at - now))
 
 
 def _unfinished(assembly: Assembly, report: Report) -> bool:
