@@ -451,7 +451,7 @@ def _way(via: str, metric: int) -> str:
 class LedgerWrite(Op):
     """Record a one-shot act, fsynced, before or after it happens."""
 
-    entry: str  # once | last_stop | suspended | removed | forget
+    entry: str  # once | last_stop | balloon | suspended | removed | forget
     value: str = ""
     verb: ClassVar[str] = "record"
 

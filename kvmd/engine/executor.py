@@ -19,8 +19,8 @@ from kvmd.plan.model import Step
 
 MOST_SLOW_CALLS = 16
 # What may wait, in units of a quick call; a start costs as much as some hundred definitions.
-QUEUE_PER_WORKER = 64
-START_WEIGHT = 16
+QUEUE_PER_WORKER = 256
+START_WEIGHT = 64
 
 
 class Hand(Protocol):
