@@ -56,7 +56,7 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
         if log is not None:
             log(message, object=object_, reason=reason, warning=warning)
 
-    executor = Executor(host.hand, settings.workers, settings.libvirt.slow, wake.set, _give_up)
+    executor = Executor(host.hand, settings.workers, settings.libvirt, wake.set, _give_up)
     records = Records(good, Store(os.path.join(settings.paths.state, "applied.jsonl")))
     reconciler = Reconciler(settings, host, Sources(directory, records), executor, tell)
     return Assembly(settings, metrics, events, wake, host, executor, reconciler)

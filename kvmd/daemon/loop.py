@@ -13,6 +13,7 @@ from kvmd.daemon.agent import DaemonAgent
 from kvmd.daemon.assembly import Assembly, assemble
 from kvmd.daemon.lock import Lock
 from kvmd.daemon.once import converge, print_rest
+from kvmd.engine.executor import SlowCall
 from kvmd.engine.memory import is_drift
 from kvmd.engine.reconciler import Report, rules_of
 from kvmd.errors import KvmdError, SettingsError
@@ -158,13 +159,25 @@ class Daemon:
         time.sleep(max(COALESCE_SECONDS, min(0.2, report.seconds)))
 
     def _tell_slow(self) -> None:
-        """Say once that a call is slow, and again each time its age has doubled."""
-        slow = {(str(ref), operation): age for ref, operation, age in self._assembly.executor.slow()}
-        for key, age in slow.items():
-            if age >= 2 * self._slow.get(key, 0.0):
-                self._slow[key] = age
-                self._log.warning(f"{key[1]}: no answer for {age:.0f} s", object=key[0])
+        """Say once that a call is slow, and again each time its age has doubled; say where its deadline passed."""
+        slow = {(str(call.ref), call.operation): call for call in self._assembly.executor.slow()}
+        for key, call in slow.items():
+            if call.seconds >= 2 * self._slow.get(key, 0.0):
+                self._slow[key] = call.seconds
+                self._log.warning(f"{call.operation}: no answer for {call.seconds:.0f} s", object=key[0])
+            if call.overdue:
+                self._tell_overdue(call)
         self._slow = {key: age for key, age in self._slow.items() if key in slow}
+
+    def _tell_overdue(self, call: SlowCall) -> None:
+        """The call cannot be taken back, and no second one may overtake it: the object waits, and says why."""
+        message = (
+            f"{call.operation}: no answer within {call.deadline:g} s; nothing else is done to it until libvirt "
+            "answers; see: virsh list --all, kvmd check"
+        )
+        if self._assembly.reconciler.memory.note_overdue(call.ref, message):
+            self._assembly.events.add(str(call.ref), "DeadlinePassed", message, warning=True)
+            self._assembly.wake.set()
 
     def _tell(self, report: Report) -> None:
         metrics = self._assembly.metrics

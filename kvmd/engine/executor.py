@@ -14,13 +14,16 @@ from typing import Protocol
 
 from kvmd.api.resource import Ref
 from kvmd.errors import KvmdError, Retry
-from kvmd.ops import DomainStart, LinkOp, Op
+from kvmd.ops import DomainDefine, DomainDestroy, DomainStart, DomainUndefine, LinkOp, NetworkDefine, Op
 from kvmd.plan.model import Step
+from kvmd.settings import Libvirt
 
 MOST_SLOW_CALLS = 16
 # What may wait, in units of a quick call; a start costs as much as some hundred definitions.
 QUEUE_PER_WORKER = 256
 START_WEIGHT = 64
+
+_LONG = (DomainDefine, DomainUndefine, DomainDestroy, DomainStart, NetworkDefine)
 
 
 class Hand(Protocol):
@@ -60,11 +63,27 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class SlowCall:
+    """A call that takes longer than it should; *overdue* once its deadline (in seconds) has passed."""
+
+    ref: Ref
+    operation: str
+    seconds: float
+    deadline: float
+
+    @property
+    def overdue(self) -> bool:
+        """True where nobody should count on its answer any more."""
+        return self.seconds >= self.deadline
+
+
 @dataclass(slots=True)
 class _Worker:
     number: int
     job: Job | None = None
     since: float = 0.0  # when its present call began
+    deadline: float = 0.0  # how long that may take
     operation: str = ""
     given_up: bool = False
     threads: list[threading.Thread] = field(default_factory=list)
@@ -77,11 +96,11 @@ class Executor:
         self,
         make_hand: Callable[[], Hand],
         workers: int,
-        slow_seconds: float,
+        patience: Libvirt,
         done: Callable[[], None],
         too_many_slow: Callable[[], None],
     ) -> None:
-        self._make_hand, self._limit, self._slow, self._done = make_hand, workers, slow_seconds, done
+        self._make_hand, self._limit, self._patience, self._done = make_hand, workers, patience, done
         self._too_many_slow = too_many_slow
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -119,16 +138,16 @@ class Executor:
             except queue.Empty:
                 return found
 
-    def slow(self) -> list[tuple[Ref, str, float]]:
-        """Objects whose present call takes longer than the limit; their workers are replaced here."""
+    def slow(self) -> list[SlowCall]:
+        """Present calls that take longer than the limit; their workers are replaced here."""
         now = time.monotonic()
-        found: list[tuple[Ref, str, float]] = []
+        found: list[SlowCall] = []
         with self._lock:
             for worker in list(self._workers.values()):
-                age = now - worker.since
-                if worker.job is None or age < self._slow:
+                job, age = worker.job, now - worker.since
+                if job is None or age < self._patience.slow:
                     continue
-                found.append((worker.job.steps[0].ref, worker.operation, age))
+                found += [SlowCall(step.ref, worker.operation, age, worker.deadline) for step in job.steps]
                 if not worker.given_up:
                     worker.given_up = True
                     self._add_worker()
@@ -165,7 +184,9 @@ class Executor:
                 job = self._jobs.get()
                 if job is None:
                     return
-                outcomes = _run_batch(job, hand, worker) if job.batch else [_run(job.steps[0], hand, worker)]
+                outcomes = (
+                    self._run_batch(job, hand, worker) if job.batch else [self._run(job.steps[0], hand, worker)]
+                )
                 with self._lock:
                     worker.job = None
                     self._waiting -= job.weight
@@ -177,48 +198,52 @@ class Executor:
                 self._workers.pop(worker.number, None)
             hand.close()
 
+    def _run(self, step: Step, hand: Hand, worker: _Worker) -> Outcome:
+        """Carry out a step's operations in order, up to the first that fails."""
+        begun = time.monotonic()
+        done: list[Op] = []
+        for operation in step.operations:
+            self._begin(worker, Job((step,)), operation)
+            try:
+                hand.execute(operation)
+            except KvmdError as error:
+                return Outcome(step, tuple(done), error, time.monotonic() - begun)
+            except Exception as error:
+                broken = Retry(
+                    f"{operation.describe()}: {type(error).__name__}: {error}", hint="please report this as a bug"
+                )
+                return Outcome(step, tuple(done), broken, time.monotonic() - begun)
+            done.append(operation)
+        return Outcome(step, tuple(done), None, time.monotonic() - begun)
 
-def _run(step: Step, hand: Hand, worker: _Worker) -> Outcome:
-    """Carry out a step's operations in order, up to the first that fails."""
-    begun = time.monotonic()
-    done: list[Op] = []
-    for operation in step.operations:
-        worker.operation, worker.since = operation.describe(), time.monotonic()
-        worker.job = Job((step,))
+    def _run_batch(self, job: Job, hand: Hand, worker: _Worker) -> list[Outcome]:
+        """Carry out the link operations of several steps as one batch."""
+        begun = time.monotonic()
+        operations = [operation for step in job.steps for operation in step.operations]
+        links = [operation for operation in operations if isinstance(operation, LinkOp)]
+        self._begin(worker, job, links[0])
         try:
-            hand.execute(operation)
+            answers = hand.execute_links(links)
         except KvmdError as error:
-            return Outcome(step, tuple(done), error, time.monotonic() - begun)
+            answers = [error] * len(links)
         except Exception as error:
-            broken = Retry(
-                f"{operation.describe()}: {type(error).__name__}: {error}", hint="please report this as a bug"
-            )
-            return Outcome(step, tuple(done), broken, time.monotonic() - begun)
-        done.append(operation)
-    return Outcome(step, tuple(done), None, time.monotonic() - begun)
+            answers = [
+                Retry(f"link operations: {type(error).__name__}: {error}", hint="please report this as a bug")
+            ] * len(links)
+        seconds = time.monotonic() - begun
+        outcomes: list[Outcome] = []
+        at = 0
+        for step in job.steps:
+            mine = answers[at : at + len(step.operations)]
+            at += len(step.operations)
+            done = tuple(op for op, error in zip(step.operations, mine, strict=True) if error is None)
+            failure = next((error for error in mine if error is not None), None)
+            outcomes.append(Outcome(step, done, failure, seconds))
+        return outcomes
 
-
-def _run_batch(job: Job, hand: Hand, worker: _Worker) -> list[Outcome]:
-    """Carry out the link operations of several steps as one batch."""
-    begun = time.monotonic()
-    worker.operation, worker.since, worker.job = "link operations", begun, job
-    operations = [operation for step in job.steps for operation in step.operations]
-    links = [operation for operation in operations if isinstance(operation, LinkOp)]
-    try:
-        answers = hand.execute_links(links)
-    except KvmdError as error:
-        answers = [error] * len(links)
-    except Exception as error:
-        answers = [
-            Retry(f"link operations: {type(error).__name__}: {error}", hint="please report this as a bug")
-        ] * len(links)
-    seconds = time.monotonic() - begun
-    outcomes: list[Outcome] = []
-    at = 0
-    for step in job.steps:
-        mine = answers[at : at + len(step.operations)]
-        at += len(step.operations)
-        done = tuple(op for op, error in zip(step.operations, mine, strict=True) if error is None)
-        failure = next((error for error in mine if error is not None), None)
-        outcomes.append(Outcome(step, done, failure, seconds))
-    return outcomes
+    def _begin(self, worker: _Worker, job: Job, operation: Op) -> None:
+        """Note what is called now, and how long that may take."""
+        patience = self._patience
+        with self._lock:
+            worker.job, worker.since, worker.operation = job, time.monotonic(), operation.describe()
+            worker.deadline = patience.define_deadline if isinstance(operation, _LONG) else patience.modify_deadline

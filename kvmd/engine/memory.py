@@ -118,6 +118,12 @@ class Remembering:
         """The step is given to a worker."""
         self.change(step.ref, busy=step.operations[0].describe() if step.operations else "")
 
+    def note_overdue(self, ref: Ref, message: str) -> bool:
+        """A call on the object has passed its deadline and goes on; True where that is news."""
+        known = self.of(ref)
+        self.change(ref, overdue=message)
+        return bool(known.busy) and not known.overdue
+
     def fruitless_until(self, step: Step, now: float) -> float | None:
         """When a step may be repeated that succeeded just before without having its effect; None: now."""
         success = self._successes.get(step.ref)
@@ -136,6 +142,7 @@ class Remembering:
             self.change(
                 ref,
                 busy="",
+                overdue="",
                 attempts=attempts,
                 next_try=now + delay_seconds(attempts, self._settings),
                 error=str(outcome.error),
@@ -145,7 +152,9 @@ class Remembering:
             before = self._successes.get(ref)
             count = before[2] + 1 if before is not None and before[0] == step.operations else 1
             self._successes[ref] = (step.operations, now, count)
-            self.change(ref, busy="", attempts=0, next_try=0.0, error="", error_class="", fruitless=count - 1)
+            self.change(
+                ref, busy="", overdue="", attempts=0, next_try=0.0, error="", error_class="", fruitless=count - 1
+            )
         for operation in outcome.done:
             self._note(ref, operation, now)
 

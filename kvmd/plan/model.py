@@ -276,6 +276,7 @@ class ObjectMemory:
     error: str = ""
     error_class: str = ""
     busy: str = ""  # the operation under way
+    overdue: str = ""  # what to say of it once its deadline has passed
     approved_hash: str = ""  # the spec hash whose disruption somebody approved
     restart: bool = False  # somebody asked for one restart
     power: str = ""  # start | stop: somebody asked for it (runStrategy Manual)

@@ -293,9 +293,11 @@ def _withheld(base: ObjectPlan, look: Look) -> ObjectPlan | None:
     memory = look.memory(base.ref)
     if memory.busy:
         condition = Condition(status.RECONCILING, True, "OperationUnderWay", memory.busy)
+        if memory.overdue:
+            condition = Condition(status.STALLED, True, "DeadlinePassed", memory.overdue)
+        told = replace(base, conditions=(*base.conditions, condition))
         return replace(
-            base,
-            conditions=_with_ready(replace(base, conditions=(*base.conditions, condition)), False, "Reconciling"),
+            base, conditions=_with_ready(told, False, "DeadlinePassed" if memory.overdue else "Reconciling")
         )
     if memory.error and look.now < memory.next_try:
         final = memory.error_class in ("Refused", "Unsupported")

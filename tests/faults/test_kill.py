@@ -338,9 +338,17 @@ def test_a_stopped_libvirtd_leaves_the_socket_and_the_links_alive(watchful: Agen
     wait_until(lambda: agent.http("/readyz")[0] == 200)
 
 
-def test_a_stopped_guest_holds_up_no_other(agent: Agent) -> None:
-    hermetic = agent.hermetic
+@pytest.fixture
+def impatient(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
+    """A kvmd with the shortest deadline that libvirt's own job wait allows."""
     wipe(hermetic)
+    agent = Agent(hermetic, tmp_path, libvirt={"modifyDeadline": "31s"})
+    yield agent
+    agent.stop()
+
+
+def test_a_stopped_guest_holds_up_no_other(impatient: Agent) -> None:
+    agent, hermetic = impatient, impatient.hermetic
     big = "  cpu: {vcpus: 2, maxVcpus: 2}"
     agent.write("stuck.yaml", vm("stuck", "Always", more="  cpu: {vcpus: 1, maxVcpus: 2}"))
     agent.write("other.yaml", vm("other", "Always", more="  cpu: {vcpus: 1, maxVcpus: 2}"))
@@ -359,10 +367,16 @@ def test_a_stopped_guest_holds_up_no_other(agent: Agent) -> None:
         took = time.monotonic() - begun
         assert took < 5.0
         assert max(timed(lambda: agent.http("/healthz")), timed(lambda: agent.http("/metrics"))) < 1.0
+        assert agent.condition("VirtualMachine/stuck", "Stalled") is None
+        stalled = agent.wait_condition("VirtualMachine/stuck", "Stalled", 45)
+        assert stalled["reason"] == "DeadlinePassed"
+        assert "no answer within 31 s" in stalled["message"]
+        assert "DeadlinePassed" in agent.kvmd("events")
     finally:
         os.kill(process, signal.SIGCONT)
     wait_until(lambda: _cpus(hermetic, "stuck") == 2, 60, "the stuck one follows once it goes on")
     agent.wait_ready("VirtualMachine/stuck", seconds=60)
+    assert agent.condition("VirtualMachine/stuck", "Stalled") is None
     print(f"the other followed within {took:.1f} s")
 
 
