@@ -16,6 +16,7 @@ from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Blocked, Refused
 from kvmd.observed import Key, Link, Ports
+from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import (
     address_operations,
     addresses_of,
@@ -27,7 +28,7 @@ from kvmd.plan.links import (
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
-from kvmd.plan.model import LEAVE, Change, Draft, Leave, at, differences, is_owned
+from kvmd.plan.model import Draft
 
 KIND = "Bridge"
 PLURAL = "bridges"

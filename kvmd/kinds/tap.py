@@ -12,9 +12,10 @@ from kvmd.api.schema import Update, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
 from kvmd.observed import Key, Link
+from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
 from kvmd.plan.look import Look
-from kvmd.plan.model import LEAVE, Change, Draft, Leave, at, differences, is_owned
+from kvmd.plan.model import Draft
 
 KIND = "Tap"
 PLURAL = "taps"

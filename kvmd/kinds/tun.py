@@ -14,6 +14,7 @@ from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
 from kvmd.observed import Key, Link
+from kvmd.plan.difference import Change
 from kvmd.plan.links import (
     account,
     address_operations,
@@ -26,7 +27,7 @@ from kvmd.plan.links import (
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
-from kvmd.plan.model import Change, Draft
+from kvmd.plan.model import Draft
 
 KIND = "Tun"
 PLURAL = "tuns"

@@ -12,8 +12,9 @@ from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Blocked, Refused
 from kvmd.observed import Key, Link
+from kvmd.plan.difference import plain
 from kvmd.plan.look import Look
-from kvmd.plan.model import Draft, plain
+from kvmd.plan.model import Draft
 
 
 def link_of(look: Look, key: Key) -> Link | None:

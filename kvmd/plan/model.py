@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum, StrEnum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvmd.api.mark import Mark
 from kvmd.api.resource import EMPTY, Claim, Ref, Reference, Resource, SpecModel, leaf_paths
 from kvmd.api.status import Condition, Pending
 from kvmd.observed import Key
 from kvmd.ops import Impact, Op
+from kvmd.plan.difference import Change
 
 if TYPE_CHECKING:
     from kvmd.plan.look import Look
-
-StateT = TypeVar("StateT")
-
-
-class Leave(Enum):
-    """The value of a leaf that nobody wrote: not compared, not touched."""
-
-    LEAVE = "leave"
-
-    def __repr__(self) -> str:
-        return "LEAVE"
-
-
-LEAVE = Leave.LEAVE
 
 
 class Cause(StrEnum):
@@ -43,33 +30,6 @@ class Cause(StrEnum):
     ADOPT = "adopt"
     REQUEST = "request"
     RECORD = "record"  # something was seen that must not be forgotten
-
-
-@dataclass(frozen=True, slots=True)
-class Seen(Generic[StateT]):
-    """An object as it is: its definition and its running self; both None where there is neither."""
-
-    config: StateT | None = None
-    live: StateT | None = None
-
-    @property
-    def exists(self) -> bool:
-        """True where the host has it in any form."""
-        return self.config is not None or self.live is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One leaf that differs; *path* is relative to ``spec``."""
-
-    path: str
-    before: Any
-    after: Any
-    always: bool = field(default=False, compare=False, repr=False)  # ours even where nobody wrote it
-
-    def as_data(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"path": f"spec.{self.path}", "from": plain(self.before), "to": plain(self.after)}
 
 
 @dataclass(frozen=True)
@@ -354,65 +314,3 @@ class Controller(Protocol):
 
 
 # ------------------------------------------------------------------------------------------------- diff
-
-
-def at(path: str, **more: Any) -> dict[str, Any]:
-    """Field metadata of a state: the leaf of the spec that it stands for."""
-    return {"path": path, **more}
-
-
-def differences(before: Any, after: Any, prefix: str = "") -> Iterator[Change]:
-    """Yield each field with a path in which *after* (where it says anything) differs from *before*.
-
-    Tuples of states with a ``name`` are compared by name; an item that *before* lacks, or that *after*
-    lacks, is one change.
-    """
-    for item in fields(after):
-        path = item.metadata.get("path")
-        if path is None:
-            continue
-        where = f"{prefix}{path}"
-        old, new = getattr(before, item.name), getattr(after, item.name)
-        if new is LEAVE:
-            continue
-        if item.metadata.get("keyed"):
-            yield from _keyed(old, new, where)
-        elif old != new:
-            yield Change(where, old, new, bool(item.metadata.get("always")))
-
-
-def _keyed(old: tuple[Any, ...], new: tuple[Any, ...], where: str) -> Iterator[Change]:
-    before, after = {item.name: item for item in old}, {item.name: item for item in new}
-    for name in sorted(before.keys() - after.keys()):
-        yield Change(f"{where}[{name}]", before[name], None)
-    for name, item in after.items():
-        if name not in before:
-            yield Change(f"{where}[{name}]", None, item)
-        else:
-            yield from differences(before[name], item, f"{where}[{name}].")
-
-
-def is_owned(path: str, owned: frozenset[str]) -> bool:
-    """True where the user wrote that leaf, something below it, or a whole that holds it."""
-    if path in owned:
-        return True
-    return any(
-        leaf.startswith((f"{path}.", f"{path}[")) or path.startswith((f"{leaf}.", f"{leaf}[")) for leaf in owned
-    )
-
-
-def plain(value: Any) -> Any:
-    """Reduce a state's value to what JSON can hold."""
-    if value is LEAVE:
-        return None
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            str(item.metadata.get("path", item.name)): plain(getattr(value, item.name))
-            for item in fields(value)
-            if getattr(value, item.name) not in (None, LEAVE, (), "")
-        }
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    return value

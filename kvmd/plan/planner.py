@@ -19,17 +19,7 @@ from kvmd.ops import LedgerWrite
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
-from kvmd.plan.model import (
-    Cause,
-    Controller,
-    Desired,
-    Draft,
-    Memory,
-    ObjectPlan,
-    Plan,
-    Rules,
-    Step,
-)
+from kvmd.plan.model import Cause, Controller, Desired, Draft, Memory, ObjectPlan, Plan, Rules, Step
 from kvmd.plan.order import blocked, in_order
 from kvmd.plan.recall import Recall
 from kvmd.plan.standing import ABSENT, COPIED, FOREIGN, refusal, standing_of

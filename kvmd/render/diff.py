@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kvmd.plan.model import Change, Plan, Step, plain
+from kvmd.plan.difference import Change, plain
+from kvmd.plan.model import Plan, Step
 from kvmd.render.style import PLAIN, Style
 from kvmd.render.values import plain_data, sized, to_yaml
 

@@ -14,7 +14,8 @@ from kvmd.api.resource import Metadata, Ref, Resource, SpecModel
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.engine.facade import Answer, Event
-from kvmd.plan.model import Applied, Cause, Change, Hold, ObjectPlan, Plan, Step
+from kvmd.plan.difference import Change
+from kvmd.plan.model import Applied, Cause, Hold, ObjectPlan, Plan, Step
 from kvmd.server import Server
 from kvmd.settings import Settings, settings_from
 

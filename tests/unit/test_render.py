@@ -13,7 +13,8 @@ from front_doors import BRIDGE, WEB, condition, interface, make_object, some_obj
 
 from kvmd.api.problem import Position, Problem
 from kvmd.kinds import CONTROLLERS
-from kvmd.plan.model import Cause, Change, ObjectPlan, Plan, Step
+from kvmd.plan.difference import Change
+from kvmd.plan.model import Cause, ObjectPlan, Plan, Step
 from kvmd.render import problems, tables
 from kvmd.render.describe import describe
 from kvmd.render.diff import diff_text

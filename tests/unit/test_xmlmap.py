@@ -20,8 +20,8 @@ from kvmd.kinds import network as network_kind
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State, read
 from kvmd.kinds.virtual_machine.want import known_devices, wanted
 from kvmd.observed import Domain, Network
+from kvmd.plan.difference import LEAVE, at, differences
 from kvmd.plan.look import Look
-from kvmd.plan.model import LEAVE, at, differences
 
 # ------------------------------------------------------------------------------------------------ places
 

@@ -20,8 +20,9 @@ from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
 from kvmd.kinds.virtual_machine.want import Wanted, attached_to, known_devices, wanted
 from kvmd.observed import Domain, File, Key
+from kvmd.plan.difference import Change, differences, is_owned
 from kvmd.plan.look import Look
-from kvmd.plan.model import Applied, Change, Draft, differences, is_owned
+from kvmd.plan.model import Applied, Draft
 
 KIND = "VirtualMachine"
 PLURAL = "virtualmachines"

@@ -11,7 +11,7 @@ from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
 from kvmd.kinds.virtual_machine import domain
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
-from kvmd.plan.model import Change
+from kvmd.plan.difference import Change
 from kvmd.xmlmap import Element
 
 # Without spare ports a q35 guest takes one more device and then no other.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.plan.model import Leave, at
+from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
 
 ALIAS_DISK = "ua-disk-"

@@ -14,7 +14,8 @@ from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.observed import Domain
-from kvmd.plan.model import Change, ObjectMemory, plain
+from kvmd.plan.difference import Change, plain
+from kvmd.plan.model import ObjectMemory
 from kvmd.xmlmap import Element
 
 _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?")

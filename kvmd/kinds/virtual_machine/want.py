@@ -12,8 +12,9 @@ from kvmd.errors import Refused, Unsupported
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.spec import Disk, Interface, Spec
 from kvmd.observed import Domain
+from kvmd.plan.difference import LEAVE, Leave
 from kvmd.plan.look import Look
-from kvmd.plan.model import LEAVE, Applied, Leave
+from kvmd.plan.model import Applied
 
 # <backend type='passt'/>: in libvirt since 9.0, but Debian 12 builds it without (define fails with code 27).
 PASST_SINCE = 9_001_000

@@ -1,0 +1,158 @@
+"""What can be done to a domain: its definition, its running self, its power."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from kvmd.api.mark import Mark
+from kvmd.ops.base import Impact, Op
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDefine(Op):
+    """Write the persistent definition (mark included); it never touches the running guest."""
+
+    uuid: str
+    xml: str = field(repr=False)
+    creates: bool = False
+    verb: ClassVar[str] = "define domain"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainStart(Op):
+    """Boot a defined domain."""
+
+    uuid: str
+    verb: ClassVar[str] = "start domain"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainResume(Op):
+    """Let a paused guest run on."""
+
+    uuid: str
+    verb: ClassVar[str] = "resume domain"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainShutdown(Op):
+    """Ask the guest to power off, by *methods* in order; success of the call is not success."""
+
+    uuid: str
+    methods: tuple[str, ...] = ("agent", "acpi")
+    restart: bool = False  # it is to be started again afterwards
+    impact: ClassVar[Impact] = Impact.RESTART
+    verb: ClassVar[str] = "shut down domain"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDestroy(Op):
+    """Pull the plug."""
+
+    uuid: str
+    reason: str = ""
+    impact: ClassVar[Impact] = Impact.RESTART
+    verb: ClassVar[str] = "force off domain"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainUndefine(Op):
+    """Remove the definition; disks stay, NVRAM and TPM state stay."""
+
+    uuid: str
+    verb: ClassVar[str] = "undefine domain"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetVcpus(Op):
+    """Give a running guest more virtual CPUs."""
+
+    uuid: str
+    count: int
+    verb: ClassVar[str] = "set live vcpus of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} to {self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetMemory(Op):
+    """Move the balloon of a running guest; *size* in bytes."""
+
+    uuid: str
+    size: int
+    verb: ClassVar[str] = "set live memory of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} to {self.size // 2**20} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainAttach(Op):
+    """Plug into the running guest the device that its definition holds under *alias*."""
+
+    uuid: str
+    alias: str
+    verb: ClassVar[str] = "attach device to domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"attach {self.alias} to domain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDetach(Op):
+    """Ask the running guest to let go of a device; *xml* names it where it has no alias of ours."""
+
+    uuid: str
+    alias: str
+    xml: str = field(default="", repr=False)
+    verb: ClassVar[str] = "detach device from domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"detach {self.alias} from domain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainUpdateDevice(Op):
+    """Make a live device (CD-ROM media, NIC link or attachment) what *xml* says."""
+
+    uuid: str
+    alias: str
+    xml: str = field(repr=False)
+    verb: ClassVar[str] = "update device of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"update {self.alias} of running domain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetMark(Op):
+    """Write (None: take off) the mark, in the definition and, where *live*, in the running self."""
+
+    uuid: str
+    mark: Mark | None
+    live: bool = False
+    verb: ClassVar[str] = "mark domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{'take over' if self.mark else 'let go of'} domain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetAutostart(Op):
+    """Switch libvirt's own autostart; kvmd owns booting, so on what it manages it is off."""
+
+    uuid: str
+    enabled: bool = False
+    verb: ClassVar[str] = "switch autostart of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} {'on' if self.enabled else 'off'}"

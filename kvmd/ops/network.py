@@ -1,0 +1,94 @@
+"""What can be done to a network of libvirt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from kvmd.ops.base import Impact, Op
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkDefine(Op):
+    """Write the persistent definition of a network (mark included)."""
+
+    uuid: str
+    xml: str = field(repr=False)
+    creates: bool = False
+    verb: ClassVar[str] = "define network"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStart(Op):
+    """Start a network and put the TAPs of running guests back on its bridge."""
+
+    uuid: str
+    bridge: str
+    taps: tuple[str, ...] = ()
+    verb: ClassVar[str] = "start network"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRestart(Op):
+    """Destroy and start a network, then re-plug the TAPs of *guests* in one batch."""
+
+    uuid: str
+    bridge: str
+    taps: tuple[str, ...] = ()
+    guests: tuple[str, ...] = ()
+    impact: ClassVar[Impact] = Impact.BLIP
+    verb: ClassVar[str] = "restart network"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        count = len(self.guests)
+        blip = f" (network blip: {count} VM{'s' * (count != 1)}: {', '.join(self.guests)})" if count else ""
+        return f"restart network {self.name}{blip}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStop(Op):
+    """Stop a network."""
+
+    uuid: str
+    impact: ClassVar[Impact] = Impact.BLIP
+    verb: ClassVar[str] = "stop network"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkUndefine(Op):
+    """Remove the definition of a network."""
+
+    uuid: str
+    verb: ClassVar[str] = "undefine network"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkUpdate(Op):
+    """Change one DHCP host or range of a network, in the definition and, where it runs, at once."""
+
+    uuid: str
+    section: str  # dhcp-host | dhcp-range
+    command: str  # add | delete | modify
+    xml: str
+    parent_index: int = 0
+    live: bool = False
+    config: bool = False
+    verb: ClassVar[str] = "update network"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.command} {self.section} {self.xml} of network {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSetAutostart(Op):
+    """Switch libvirt's own autostart of a network."""
+
+    uuid: str
+    enabled: bool = False
+    verb: ClassVar[str] = "switch autostart of network"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} {'on' if self.enabled else 'off'}"
