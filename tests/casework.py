@@ -129,10 +129,10 @@ class Situation:
         """What somebody, or the guests, have done since."""
         for path in self.words.get("missingFiles", ()):
             self.machine.facts[Key("file", path)] = File(path, "missing")
-        for link in self.words.get("links", ()):
-            self._disturb_link(dict(link))
         for network in self.words.get("networks", ()):
             self._disturb_network(dict(network))
+        for link in self.words.get("links", ()):
+            self._disturb_link(dict(link))
         for domain in self.words.get("domains", ()):
             self._disturb_domain(dict(domain))
         for entry in self.words.get("ledger", ()):

@@ -165,7 +165,9 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
     consoles = chance.some(["console", "second"], 2)
     serial = [{"name": name} | chance.fields(file=(f"/var/log/vm{number}-{name}.log",)) for name in consoles]
-    spec |= {"devices": {"serial": serial}} if serial else {}
+    devices = {"serial": serial} if serial else {}
+    devices |= chance.fields(rng=(True, False), guestAgent=(True, False))
+    spec |= {"devices": devices} if devices else {}
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
@@ -192,7 +194,8 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 {"media": {"path": path}},
                 {"media": {"path": "/dev/sr0"}},
             )
-            disk |= {"device": "cdrom"} | chance.choice(trays) | chance.fields(bus=("sata", "scsi", "usb"))
+            disk |= {"device": "cdrom"} | chance.choice(trays)
+            disk |= chance.fields(bus=("sata", "scsi", "usb") if disk.get("media") else ("sata", "scsi"))
         else:
             disk |= {"path": path, "format": chance.choice(("raw", "qcow2"))}
             disk |= chance.fields(
@@ -200,7 +203,10 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 readOnly=(False,),
                 serial=("root01", "A.b_+-1", None),
                 cache=("none", "writeback", "default"),
+                discard=("unmap", "ignore", "default"),
             )
+            if disk.get("cache") == "none":
+                disk |= chance.fields(io=("native", "threads", "default"))
             if disk.get("bus", "virtio") in ("virtio", "scsi", "usb") and chance.random() < 0.5:
                 disk["readOnly"] = True
         if chance.random() < 0.25:

@@ -14,6 +14,8 @@ _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"([0-9]+)(\.[0-9]+)?(k|[KMGT]i|[MGT])?")
 # https://www.w3.org/TR/xml/#charsets
 _NOT_IN_XML = frozenset({"\ufffe", "\uffff"} | {chr(code) for code in range(0xD800, 0xE000)})
+# RFC 1123 section 2.1, as Kubernetes applies it to names.
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"([0-9a-fA-F]{1,2}:){5}[0-9a-fA-F]{1,2}")
 
 MEBIBYTE = 2**20
@@ -112,6 +114,12 @@ def domain_name(value: str) -> str:
     return value
 
 
+def _device_name(value: str) -> str:
+    if not DNS_LABEL.fullmatch(value):
+        raise ValueError(f"'{value}' is not a DNS-1123 label (lower-case letters, digits and '-')")
+    return value
+
+
 Integer = Annotated[int, Strict()]
 Boolean = Annotated[bool, Strict()]
 Text = Annotated[str, AfterValidator(_printable)]
@@ -129,3 +137,4 @@ IpNetwork = Annotated[str, AfterValidator(_network)]
 HostPath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolute)]
 LinkName = Annotated[str, AfterValidator(link_name)]
 DomainName = Annotated[str, AfterValidator(domain_name)]
+DeviceName = Annotated[str, AfterValidator(_device_name)]

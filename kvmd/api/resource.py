@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_camel
 
 from kvmd.api.problem import Position
+from kvmd.api.quantity import DNS_LABEL
 
 API_VERSION = "kvmd.dev/v1alpha1"
 ANNOTATION_PREFIX = "kvmd.dev/"
@@ -22,9 +22,6 @@ ANNOTATION_SUSPEND = "kvmd.dev/suspend"
 ANNOTATION_PRUNE = "kvmd.dev/prune"
 ANNOTATION_ADOPT = "kvmd.dev/adopt"
 ANNOTATION_RESTARTED_AT = "kvmd.dev/restarted-at"
-
-# RFC 1123 section 2.1, as Kubernetes applies it to names.
-DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class Ref(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -76,7 +77,7 @@ class LibvirtActs:
             case ops.NetworkRestart(uuid=uuid):
                 network = self._network(uuid)
                 _unless_done(network.destroy)
-                _unless_done(network.create)
+                _start(network)
             case ops.NetworkStop(uuid=uuid):
                 _unless_done(self._network(uuid).destroy)
             case ops.NetworkUndefine(uuid=uuid):
@@ -137,12 +138,21 @@ class LibvirtActs:
 
 def _start(network: Any) -> None:
     """Start; what a libvirtd that died left running would hold the address for ever."""
+    _keep_strangers_bridge(network)
     try:
         _unless_done(network.create)
     except libvirt.libvirtError as error:
         if "dnsmasq" not in str(error) or not _clear_away(network):
             raise
         _unless_done(network.create)
+
+
+def _keep_strangers_bridge(network: Any) -> None:
+    """Raise Stale where the bridge's name is taken since the plan: libvirt 11 deletes that link when it fails."""
+    with contextlib.suppress(libvirt.libvirtError, OSError):
+        bridge = network.bridgeName()
+        if not network.isActive() and socket.if_nametoindex(bridge):
+            raise Stale(f"network {network.name()}: a link {bridge} has appeared")
 
 
 def _clear_away(network: Any) -> bool:

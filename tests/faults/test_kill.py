@@ -285,6 +285,20 @@ def test_what_a_dying_libvirtd_left_of_a_network_is_cleared_away(agent: Agent) -
     assert hermetic.links()["vb-n1"]["ifindex"] == stranger
 
 
+def test_a_bridge_that_only_has_the_name_outlives_every_start_of_the_network(agent: Agent) -> None:
+    """libvirt 11 deletes it when a start fails; kvmd does not start before it is gone, and then at once."""
+    hermetic = agent.hermetic
+    wipe(hermetic)
+    hermetic.run("ip", "link", "add", "vb-n1", "type", "bridge")
+    stranger = hermetic.links()["vb-n1"]["ifindex"]
+    agent.write("net.yaml", network("n1", 181))
+    agent.start()
+    agent.wait_condition("Network/n1", "Blocked", 20)
+    assert hermetic.links()["vb-n1"]["ifindex"] == stranger
+    hermetic.run("ip", "link", "del", "vb-n1")
+    agent.wait_ready("Network/n1")
+
+
 def dnsmasqs(hermetic: Hermetic) -> list[int]:
     """Every dnsmasq in the namespaces."""
     return [pid for pid in hermetic.processes() if Path(f"/proc/{pid}/comm").read_text() == "dnsmasq\n"]

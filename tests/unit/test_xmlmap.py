@@ -198,6 +198,8 @@ def test_devices_round_trip(cls: type) -> None:
         "boot_order": [1, 2, None],
         "serial": ["a", None],
         "cache": ["none", "default"],
+        "io": ["native", "default", "threads"],
+        "discard": ["unmap", "ignore", "default"],
         "attachment": ["network:x", "bridge:y", "tap:z", "user:", "user:tcp/1/2,udp/3/4"],
         "mac": ["52:54:00:00:00:01", "52:54:00:00:00:02"],
         "model": ["virtio", "e1000"],

@@ -11,7 +11,7 @@ from kvmd.api.mark import Mark, derived_uuid, put_into
 from kvmd.api.resource import Claim, Ref, Reference, Resource, hash_of
 from kvmd.errors import Blocked, Refused
 from kvmd.kinds.network.document import State, Subnet, overlay
-from kvmd.kinds.network.live import left_behind, ports_of, running
+from kvmd.kinds.network.live import left_behind, ports_of, refuse_a_strangers_bridge, running
 from kvmd.kinds.network.spec import Spec
 from kvmd.kinds.network.want import reservations, unserved, wanted
 from kvmd.observed import Key
@@ -137,6 +137,7 @@ def _create(resource: Resource, want: State, look: Look) -> Draft:
     mark = mark.with_resolved({"reservations": hash_of(reservations(resource.ref, look))})
     xml = overlay(xmlmap.serialise(root), want, mark, None)
     bridge = want.bridge if isinstance(want.bridge, str) else ""
+    refuse_a_strangers_bridge(resource, bridge, look)
     define = ops.NetworkDefine(name, uuid, xml, creates=True)
     start = ops.NetworkStart(name, uuid, bridge)
     return Draft((define, start), conditions=unserved(want, resource.ref, look), status={"active": False})

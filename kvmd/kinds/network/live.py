@@ -8,6 +8,7 @@ from kvmd import ops, xmlmap
 from kvmd.api.resource import Resource
 from kvmd.api.schema import Update
 from kvmd.api.status import Pending
+from kvmd.errors import Blocked
 from kvmd.kinds.network.document import State, host_element, subnet_of
 from kvmd.kinds.network.spec import Spec
 from kvmd.observed import Key, Link, Ports
@@ -27,7 +28,10 @@ def running(
     ports = ports_of(look, bridge)
     taps, guests = tuple(tap for tap, _ in ports.taps), tuple(sorted({guest for _, guest in ports.taps}))
     if not network.active or network.live is None:
-        return [*left_behind(network, look), ops.NetworkStart(network.name, network.uuid, after, taps)], (), ()
+        cleared = left_behind(network, look)
+        if not cleared:
+            refuse_a_strangers_bridge(resource, after, look)
+        return [*cleared, ops.NetworkStart(network.name, network.uuid, after, taps)], (), ()
     if bridge and look.fact(Key("link", bridge)) is None:
         # libvirt goes on saying that the network is active after its bridge was deleted.
         return [ops.NetworkRestart(network.name, network.uuid, after, taps, ())], (), ()
@@ -39,6 +43,8 @@ def running(
     operations += _replugs(ports, bridge, look)
     if not disruptive:
         return operations, (), found
+    if after != bridge:
+        refuse_a_strangers_bridge(resource, after, look)
     memory = look.memory(resource.ref)
     approved = memory.approved_hash == resource.spec_hash
     if spec.disruption_policy == "Replug" or approved or not taps:
@@ -46,6 +52,18 @@ def running(
         return [restart], (), found
     pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in disruptive)
     return operations, pending, tuple(in_place)
+
+
+def refuse_a_strangers_bridge(resource: Resource, bridge: str, look: Look) -> None:
+    """Raise Blocked where a link that is not the network's has its bridge's name.
+
+    A start would fail, and from libvirt 11 on its clearing up deletes that link (measured with 11.3).
+    """
+    if bridge and look.fact(Key("link", bridge)) is not None:
+        raise Blocked(
+            f"{resource.ref}: the link {bridge} exists and is not this network's bridge",
+            hint=f"write another spec.bridge.name, or `ip link del {bridge}` if nobody needs it",
+        )
 
 
 def left_behind(network: Fact, look: Look) -> tuple[ops.LinkDelete, ...]:

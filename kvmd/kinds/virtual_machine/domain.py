@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
+from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
 
@@ -70,6 +71,8 @@ class DiskState:
     boot_order: int | None = field(metadata=at("bootOrder", xml=BOOT_ORDER))
     serial: str | None = field(metadata=at("serial", xml=xmlmap.text("serial")))
     cache: str = field(metadata=at("cache", xml=_or(xmlmap.attribute("driver", "cache"), "default")))
+    io: str = field(metadata=at("io", xml=_or(xmlmap.attribute("driver", "io"), "default")))
+    discard: str = field(metadata=at("discard", xml=_or(xmlmap.attribute("driver", "discard"), "default")))
     target: str = ""
 
 
@@ -214,6 +217,8 @@ class State:
     kernel: str | None = field(metadata=at("kernelBoot.kernel.path", xml=xmlmap.text("os/kernel")))
     initrd: str | None = field(metadata=at("kernelBoot.initrd.path", xml=xmlmap.text("os/initrd")))
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))
+    rng: bool = field(metadata=at("devices.rng", xml=RNG))
+    guest_agent: bool = field(metadata=at("devices.guestAgent", xml=AGENT))
     disks: tuple[DiskState, ...] = field(metadata=at("disks", keyed=True))
     interfaces: tuple[NicState, ...] = field(metadata=at("interfaces", keyed=True))
     serials: tuple[SerialState, ...] = field(metadata=at("devices.serial", keyed=True))

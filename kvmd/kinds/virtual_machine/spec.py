@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import model_validator
 
-from kvmd.api.quantity import Boolean, DomainName, HostPath, Integer, Ipv4Address, Mac, Memory, Text
-from kvmd.api.resource import DNS_LABEL, SpecModel
+from kvmd.api.quantity import Boolean, DeviceName, DomainName, HostPath, Integer, Memory, Text
+from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
-
-
-def _device_name(value: str) -> str:
-    if not DNS_LABEL.fullmatch(value):
-        raise ValueError(f"'{value}' is not a DNS-1123 label (lower-case letters, digits and '-')")
-    return value
-
-
-DeviceName = Annotated[str, AfterValidator(_device_name)]
+from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.nic import Interface
 
 
 def _distinct(names: Iterable[str], what: str) -> None:
@@ -123,139 +116,6 @@ class KernelBoot(SpecModel):
     )
 
 
-class Media(SpecModel):
-    """What lies in the tray of a CD-ROM."""
-
-    path: HostPath = leaf(about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
-
-
-class Disk(SpecModel):
-    """A disk or CD-ROM; its name is its identity, the order in the list means nothing."""
-
-    name: DeviceName = leaf(about="Name of the disk within the machine.", example="root", update=Update.IMMUTABLE)
-    device: Literal["disk", "cdrom"] = leaf(
-        "disk", about="What the guest sees.", example="cdrom", update=Update.NEXT_BOOT
-    )
-    path: HostPath | None = leaf(
-        None,
-        about="File or block device on the host, for a disk.",
-        example="/var/lib/libvirt/images/root.qcow2",
-        unless="NextBoot for the file under a disk that is plugged in",
-    )
-    format: Literal["raw", "qcow2"] | None = leaf(
-        None, about="Format of the file; never guessed.", example="qcow2", update=Update.NEXT_BOOT
-    )
-    media: Media | None = branch(None, about="What lies in the tray of a CD-ROM; null is an empty tray.")
-    bus: Literal["virtio", "scsi", "sata", "ide", "usb"] | None = leaf(
-        None,
-        about="Bus; default virtio for a disk, sata for a CD-ROM.",
-        example="virtio",
-        update=Update.NEXT_BOOT,
-        unless="a disk on sata or ide cannot be plugged into a running guest",
-    )
-    read_only: Boolean = leaf(False, about="The guest may not write.", example=True, update=Update.NEXT_BOOT)
-    boot_order: Integer | None = leaf(
-        None, about="Place in the boot order, from 1.", example=1, update=Update.NEXT_BOOT, ge=1
-    )
-    serial: Text | None = leaf(
-        None,
-        about="Serial number that the guest reads.",
-        example="root01",
-        update=Update.NEXT_BOOT,
-        pattern=r"^[A-Za-z0-9_.+-]+$",
-    )
-    cache: Literal["default", "none", "writethrough", "writeback", "directsync", "unsafe"] = leaf(
-        "default", about="Host cache mode.", example="none", update=Update.NEXT_BOOT
-    )
-
-    @property
-    def effective_bus(self) -> str:
-        """The bus with its default."""
-        return self.bus or ("sata" if self.device == "cdrom" else "virtio")
-
-    @model_validator(mode="after")
-    def _agree(self) -> Disk:
-        if self.device == "cdrom":
-            if self.path is not None:
-                raise ValueError("a CD-ROM takes `media: {path: …}`, not `path`")
-            if self.effective_bus == "virtio":
-                raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
-            return self
-        if self.media is not None:
-            raise ValueError("only a CD-ROM has media; write `device: cdrom`, or `path` for a disk")
-        if self.path is None:
-            raise ValueError("a disk needs exactly one source; write `path`")
-        if self.format is None:
-            raise ValueError("a disk by path needs `format: raw` or `format: qcow2`; it is never guessed")
-        if self.read_only and self.effective_bus in ("ide", "sata"):
-            raise ValueError(f"QEMU has no read-only disks on {self.effective_bus}; use bus virtio or scsi")
-        return self
-
-
-class PortForward(SpecModel):
-    """A port of the host that leads to the guest."""
-
-    protocol: Literal["tcp", "udp"] = leaf("tcp", about="Protocol.", example="tcp", update=Update.NEXT_BOOT)
-    host: Integer = leaf(about="Port on the host.", example=8022, update=Update.NEXT_BOOT, ge=1, le=65535)
-    guest: Integer = leaf(about="Port in the guest.", example=22, update=Update.NEXT_BOOT, ge=1, le=65535)
-
-
-class UserNetwork(SpecModel):
-    """User-mode networking: NAPT in the QEMU process; TCP and UDP only, nobody reaches the guest unasked."""
-
-    port_forward: tuple[PortForward, ...] = branch(
-        (), about="Ports of the host that lead to the guest (needs passt)."
-    )
-
-
-ATTACHMENTS = ("network", "bridge", "tap", "user")
-
-
-class Interface(SpecModel):
-    """A NIC; its name is its identity; exactly one attachment."""
-
-    name: DeviceName = leaf(about="Name of the NIC within the machine.", example="net0", update=Update.IMMUTABLE)
-    network: str | None = leaf(
-        None, about="Network that it is attached to.", example="default", unless="NextBoot to or from tap and user"
-    )
-    bridge: str | None = leaf(
-        None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
-    )
-    tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
-    user: UserNetwork | None = branch(None, about="User-mode networking.")
-    mac: Mac | None = leaf(
-        None,
-        about="MAC address; default derived from the host, the machine and the name.",
-        example="52:54:00:12:34:56",
-        update=Update.NEXT_BOOT,
-    )
-    ip: Ipv4Address | None = leaf(
-        None, about="IPv4 address that a Network of ours reserves for it.", example="192.168.122.10"
-    )
-    model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = leaf(
-        "virtio", about="Model that the guest sees.", example="virtio", update=Update.NEXT_BOOT
-    )
-    link: Literal["up", "down"] = leaf("up", about="State of the virtual cable.", example="down")
-    boot_order: Integer | None = leaf(
-        None, about="Place in the boot order, from 1.", example=2, update=Update.NEXT_BOOT, ge=1
-    )
-
-    @model_validator(mode="after")
-    def _agree(self) -> Interface:
-        found = [name for name in ATTACHMENTS if getattr(self, name) is not None]
-        if len(found) != 1:
-            what = " and ".join(found) if found else "none"
-            raise ValueError(f"a NIC has exactly one of network, bridge, tap and user; here: {what}")
-        if self.ip is not None and self.network is None:
-            raise ValueError("ip is a reservation on a Network; it needs `network`")
-        return self
-
-    @property
-    def attachment(self) -> str:
-        """Which of the attachments is written."""
-        return next(name for name in ATTACHMENTS if getattr(self, name) is not None)
-
-
 class Serial(SpecModel):
     """A serial console."""
 
@@ -278,6 +138,18 @@ class Devices(SpecModel):
     """Other devices."""
 
     serial: tuple[Serial, ...] = branch((), about="Serial consoles; default one without a file.")
+    rng: Boolean = leaf(
+        False,
+        about="Random numbers of the host, so that a guest boots with enough.",
+        example=True,
+        update=Update.NEXT_BOOT,
+    )
+    guest_agent: Boolean = leaf(
+        False,
+        about="The channel that qemu-guest-agent in the guest listens on; shutdown method agent needs it.",
+        example=True,
+        update=Update.NEXT_BOOT,
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Devices:

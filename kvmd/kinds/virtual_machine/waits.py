@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
+from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
-from kvmd.kinds.virtual_machine.spec import Disk, Spec
+from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import File, Key, Link
 from kvmd.plan.look import Look
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from kvmd.api.mark import derived_mac
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
+from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
-from kvmd.kinds.virtual_machine.spec import Disk, Interface, Spec
+from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
 from kvmd.plan.look import Look
@@ -88,6 +90,8 @@ def wanted(resource: Resource, domain: Domain | None, config: State | None, look
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
+        rng=spec.devices.rng,
+        guest_agent=spec.devices.guest_agent,
         disks=_disks(spec.disks, config),
         interfaces=interfaces,
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
@@ -154,6 +158,8 @@ def _disks(disks: tuple[Disk, ...], config: State | None) -> tuple[DiskState, ..
                 boot_order=disk.boot_order,
                 serial=disk.serial,
                 cache=disk.cache,
+                io=disk.io,
+                discard=disk.discard,
                 target=target,
             )
         )

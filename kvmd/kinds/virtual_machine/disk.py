@@ -1,0 +1,96 @@
+"""The spec of a disk or CD-ROM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from kvmd.api.quantity import Boolean, DeviceName, HostPath, Integer, Text
+from kvmd.api.resource import SpecModel
+from kvmd.api.schema import Update, branch, leaf
+
+
+class Media(SpecModel):
+    """What lies in the tray of a CD-ROM."""
+
+    path: HostPath = leaf(about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
+
+
+class Disk(SpecModel):
+    """A disk or CD-ROM; its name is its identity, the order in the list means nothing."""
+
+    name: DeviceName = leaf(about="Name of the disk within the machine.", example="root", update=Update.IMMUTABLE)
+    device: Literal["disk", "cdrom"] = leaf(
+        "disk", about="What the guest sees.", example="cdrom", update=Update.NEXT_BOOT
+    )
+    path: HostPath | None = leaf(
+        None,
+        about="File or block device on the host, for a disk.",
+        example="/var/lib/libvirt/images/root.qcow2",
+        unless="NextBoot for the file under a disk that is plugged in",
+    )
+    format: Literal["raw", "qcow2"] | None = leaf(
+        None, about="Format of the file; never guessed.", example="qcow2", update=Update.NEXT_BOOT
+    )
+    media: Media | None = branch(None, about="What lies in the tray of a CD-ROM; null is an empty tray.")
+    bus: Literal["virtio", "scsi", "sata", "ide", "usb"] | None = leaf(
+        None,
+        about="Bus; default virtio for a disk, sata for a CD-ROM.",
+        example="virtio",
+        update=Update.NEXT_BOOT,
+        unless="a disk on sata or ide cannot be plugged into a running guest",
+    )
+    read_only: Boolean = leaf(False, about="The guest may not write.", example=True, update=Update.NEXT_BOOT)
+    boot_order: Integer | None = leaf(
+        None, about="Place in the boot order, from 1.", example=1, update=Update.NEXT_BOOT, ge=1
+    )
+    serial: Text | None = leaf(
+        None,
+        about="Serial number that the guest reads.",
+        example="root01",
+        update=Update.NEXT_BOOT,
+        pattern=r"^[A-Za-z0-9_.+-]+$",
+    )
+    cache: Literal["default", "none", "writethrough", "writeback", "directsync", "unsafe"] = leaf(
+        "default", about="Host cache mode.", example="none", update=Update.NEXT_BOOT
+    )
+    io: Literal["default", "native", "threads", "io_uring"] = leaf(
+        "default",
+        about="How QEMU reads and writes the file; native needs cache none or directsync.",
+        example="io_uring",
+        update=Update.NEXT_BOOT,
+    )
+    discard: Literal["default", "ignore", "unmap"] = leaf(
+        "default",
+        about="What becomes of blocks that the guest trims: ignore keeps them, unmap gives them back to the host.",
+        example="unmap",
+        update=Update.NEXT_BOOT,
+    )
+
+    @property
+    def effective_bus(self) -> str:
+        """The bus with its default."""
+        return self.bus or ("sata" if self.device == "cdrom" else "virtio")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Disk:
+        if self.device == "cdrom":
+            if self.path is not None:
+                raise ValueError("a CD-ROM takes `media: {path: …}`, not `path`")
+            if self.effective_bus == "virtio":
+                raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
+            if self.effective_bus == "usb" and self.media is None:
+                raise ValueError("a CD-ROM on usb cannot be empty, libvirt refuses it; write `media`, or use sata")
+            return self
+        if self.media is not None:
+            raise ValueError("only a CD-ROM has media; write `device: cdrom`, or `path` for a disk")
+        if self.path is None:
+            raise ValueError("a disk needs exactly one source; write `path`")
+        if self.format is None:
+            raise ValueError("a disk by path needs `format: raw` or `format: qcow2`; it is never guessed")
+        if self.io == "native" and self.cache not in ("none", "directsync"):
+            raise ValueError("io native needs `cache: none` or `cache: directsync`; QEMU refuses it with any other")
+        if self.read_only and self.effective_bus in ("ide", "sata"):
+            raise ValueError(f"QEMU has no read-only disks on {self.effective_bus}; use bus virtio or scsi")
+        return self

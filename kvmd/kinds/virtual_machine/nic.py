@@ -1,0 +1,75 @@
+"""The spec of a NIC."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, Mac
+from kvmd.api.resource import SpecModel
+from kvmd.api.schema import Update, branch, leaf
+
+
+class PortForward(SpecModel):
+    """A port of the host that leads to the guest."""
+
+    protocol: Literal["tcp", "udp"] = leaf("tcp", about="Protocol.", example="tcp", update=Update.NEXT_BOOT)
+    host: Integer = leaf(about="Port on the host.", example=8022, update=Update.NEXT_BOOT, ge=1, le=65535)
+    guest: Integer = leaf(about="Port in the guest.", example=22, update=Update.NEXT_BOOT, ge=1, le=65535)
+
+
+class UserNetwork(SpecModel):
+    """User-mode networking: NAPT in the QEMU process; TCP and UDP only, nobody reaches the guest unasked."""
+
+    port_forward: tuple[PortForward, ...] = branch(
+        (), about="Ports of the host that lead to the guest (needs passt)."
+    )
+
+
+ATTACHMENTS = ("network", "bridge", "tap", "user")
+
+
+class Interface(SpecModel):
+    """A NIC; its name is its identity; exactly one attachment."""
+
+    name: DeviceName = leaf(about="Name of the NIC within the machine.", example="net0", update=Update.IMMUTABLE)
+    network: str | None = leaf(
+        None, about="Network that it is attached to.", example="default", unless="NextBoot to or from tap and user"
+    )
+    bridge: str | None = leaf(
+        None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
+    )
+    tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
+    user: UserNetwork | None = branch(None, about="User-mode networking.")
+    mac: Mac | None = leaf(
+        None,
+        about="MAC address; default derived from the host, the machine and the name.",
+        example="52:54:00:12:34:56",
+        update=Update.NEXT_BOOT,
+    )
+    ip: Ipv4Address | None = leaf(
+        None, about="IPv4 address that a Network of ours reserves for it.", example="192.168.122.10"
+    )
+    model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = leaf(
+        "virtio", about="Model that the guest sees.", example="virtio", update=Update.NEXT_BOOT
+    )
+    link: Literal["up", "down"] = leaf("up", about="State of the virtual cable.", example="down")
+    boot_order: Integer | None = leaf(
+        None, about="Place in the boot order, from 1.", example=2, update=Update.NEXT_BOOT, ge=1
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Interface:
+        found = [name for name in ATTACHMENTS if getattr(self, name) is not None]
+        if len(found) != 1:
+            what = " and ".join(found) if found else "none"
+            raise ValueError(f"a NIC has exactly one of network, bridge, tap and user; here: {what}")
+        if self.ip is not None and self.network is None:
+            raise ValueError("ip is a reservation on a Network; it needs `network`")
+        return self
+
+    @property
+    def attachment(self) -> str:
+        """Which of the attachments is written."""
+        return next(name for name in ATTACHMENTS if getattr(self, name) is not None)
