@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvmd.render.style import PLAIN, Style
+from kvmd.render.unfold import unfold
 from kvmd.render.values import as_text
 
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
@@ -63,15 +64,14 @@ def _step(step: Mapping[str, Any], style: Style) -> list[str]:
 
 
 def _changes(step: Mapping[str, Any], style: Style) -> Iterator[str]:
-    changes = step["changes"]
-    width = max((len(change["path"]) for change in changes), default=0)
-    for change in changes:
-        before, after = as_text(change["from"]), as_text(change["to"])
-        if step["action"] == "create" and change["from"] is None:
-            text = after
+    changes = [part for item in step["changes"] for part in unfold(item["path"], item["from"], item["to"])]
+    width = max((len(path) for path, _, _ in changes), default=0)
+    for path, before, after in changes:
+        if step["action"] == "create" and before is None:
+            text = as_text(after)
         else:
-            text = f"{style.paint(before, 'red')}{style.glyph('into')}{style.paint(after, 'green')}"
-        yield f"    {change['path']:<{width}}  {text}"
+            text = f"{style.paint(as_text(before), 'red')}{style.glyph('into')}{style.paint(as_text(after), 'green')}"
+        yield f"    {path:<{width}}  {text}"
 
 
 def _pending(pending: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
@@ -81,8 +81,9 @@ def _pending(pending: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
         if item["object"] != last:
             last = item["object"]
             lines.append(f"  {last}{_way_out(last, pending)}")
-        change = f"{as_text(item['currentValue'])}{style.glyph('into')}{as_text(item['desiredValue'])}"
-        lines.append(f"      {item['path']}  {change}  {style.paint(item['effect'], 'yellow')}")
+        for path, now, wanted in unfold(item["path"], item["currentValue"], item["desiredValue"]):
+            change = f"{as_text(now)}{style.glyph('into')}{as_text(wanted)}"
+            lines.append(f"      {path}  {change}  {style.paint(item['effect'], 'yellow')}")
     return lines
 
 

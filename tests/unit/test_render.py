@@ -23,6 +23,7 @@ from kvmd.render.json_schema import json_schema
 from kvmd.render.plan_text import NO_CHANGES, plan_text
 from kvmd.render.style import Style
 from kvmd.render.topology import topology_data, topology_dot, topology_tree
+from kvmd.render.unfold import unfold
 from kvmd.render.values import as_text, to_yaml
 from kvmd.render.vocabulary import kind_of, ref_of, suggestion
 
@@ -83,6 +84,24 @@ def test_the_impact_of_an_operation_stands_beside_it() -> None:
     text = plan_text(Plan({WEB: ObjectPlan(WEB, step=step)}, (step,)).as_data())
     assert "force off domain web  [restart]" in text
     assert text.endswith("impact: restart.\n")
+
+
+def test_a_change_of_a_whole_structure_is_shown_as_what_really_differs() -> None:
+    before = [
+        {"name": "10.0.0.1/24", "ranges": [["10.0.0.2", "10.0.0.9"]], "hosts": [["52:54:00:00:00:01", "10.0.0.3"]]}
+    ]
+    after = [
+        {"name": "10.0.0.1/24", "ranges": [["10.0.0.2", "10.0.0.9"]], "hosts": [["52:54:00:00:00:01", "10.0.0.4"]]}
+    ]
+    where = "spec.ips[10.0.0.1/24].hosts"
+    assert list(unfold("spec.ips", before, after)) == [
+        (where, ["52:54:00:00:00:01", "10.0.0.3"], None),
+        (where, None, ["52:54:00:00:00:01", "10.0.0.4"]),
+    ]
+    assert list(unfold("spec.ips", before, before)) == []
+    assert list(unfold("spec.ips", before, [])) == [("spec.ips", before, [])]
+    assert list(unfold("p", ["a", "b"], ["b", "a"])) == [("p", ["a", "b"], ["b", "a"])]
+    assert list(unfold("p", {"a": 1, "b": 2}, {"a": 1, "b": 3})) == [("p.b", 2, 3)]
 
 
 def test_without_unicode_and_colour_all_is_ascii_and_with_colour_nothing_else_changes() -> None:
