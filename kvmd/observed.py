@@ -17,7 +17,7 @@ from kvmd.api.resource import Ref
 class Key(NamedTuple):
     """The name of a fact: what it is about and the name on the host."""
 
-    type: str  # domain | network | link | file | ports | ledger | host
+    type: str  # domain | network | link | pool | volume | image | holders | transfer | file | ports | ledger | host
     name: str
 
     def __str__(self) -> str:
@@ -121,6 +121,67 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """A storage pool of libvirt; *path* is its directory, where its type has one."""
+
+    name: str
+    uuid: str
+    type: str  # dir | logical | netfs | …
+    path: str
+    active: bool
+    config: str | None = None
+    autostart: bool = False
+    mark: Mark | None = None  # on its directory
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A file in the directory of a pool; sizes in bytes. *uuid* names this very file: a copy has another."""
+
+    name: str  # pool/file
+    uuid: str
+    path: str
+    format: str = "raw"  # raw | qcow2
+    capacity: int = 0  # what a guest sees
+    backing: str = ""  # the file that an overlay stands on
+    backing_format: str = ""
+    data_file: bool = False  # its data lies in another file
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A file in the image store: checked when it came, never changed since."""
+
+    name: str  # its file name
+    uuid: str
+    path: str
+    format: str
+    size: int
+    capacity: int
+    digest: str  # sha256:…
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who stands on one file: names of domains (definition or running self), and paths of overlays."""
+
+    path: str
+    domains: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A download or copy under way; *total* is 0 where nobody knows it. Bytes."""
+
+    name: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """A file that a spec names; *kind* is regular, directory, block, missing, denied or other."""
 
@@ -176,7 +237,8 @@ class Host:
         return dict(self.machines).get(machine, machine)
 
 
-Fact = Link | Domain | Network | File | Ports | Ledger | Host
+Fact = Link | Domain | Network | Pool | Volume | Image | Holders | Transfer | File | Ports | Ledger | Host
+Marked = Link | Domain | Network | Pool | Volume | Image  # what can carry a mark
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,22 @@ from simulator import Impossible, Loop, Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
-from kvmd.observed import HOST, Address, Domain, File, Key, Ledger, Link, Network, Observed, Route
+from kvmd.observed import (
+    HOST,
+    Address,
+    Domain,
+    File,
+    Image,
+    Key,
+    Ledger,
+    Link,
+    Network,
+    Observed,
+    Pool,
+    Route,
+    Transfer,
+    Volume,
+)
 from kvmd.plan.model import Desired, Memory, ObjectPlan, Plan, Rules
 from kvmd.plan.planner import make_plan
 from kvmd.settings import Source
@@ -28,7 +43,8 @@ from kvmd.xmlmap import parse, serialise
 
 SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
 NOW = 10_000.0
-WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread"}
+STORAGE = ("pools", "images", "volumes", "transfers")
+WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", *STORAGE}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 
 
@@ -135,6 +151,9 @@ class Situation:
             self._disturb_link(dict(link))
         for domain in self.words.get("domains", ()):
             self._disturb_domain(dict(domain))
+        for word in STORAGE:
+            for said in self.words.get(word, ()):
+                self._disturb_storage(word.removesuffix("s"), dict(said))
         for entry in self.words.get("ledger", ()):
             ref = Ref.parse(entry.pop("object"))
             self.machine.facts[Key("ledger", str(ref))] = Ledger(ref, **_snake(entry))
@@ -206,6 +225,24 @@ class Situation:
         elif state is not None:
             said["state"] = state
         self.machine.facts[key] = replace(self.machine.facts[key], **_snake(said))
+
+    def _disturb_storage(self, type_: str, said: dict[str, Any]) -> None:
+        """A pool, image, volume or transfer: another, gone, or without its mark; one that is not there is made."""
+        key = Key(type_, said.pop("name"))
+        if said.pop("gone", False):
+            del self.machine.facts[key]
+            return
+        if said.pop("unmarked", False):
+            said["mark"] = None
+        new: dict[str, Any] = {
+            "pool": Pool(
+                key.name, "bbbbbbbb-0000-4000-8000-000000000002", "dir", "/srv", active=True, config="<pool/>"
+            ),
+            "image": Image(key.name, key.name, f"/var/lib/kvmd/images/{key.name}", "raw", 1, 1, "sha256:0"),
+            "volume": Volume(key.name, f"{key.name}#1", f"/var/lib/libvirt/images/{key.name}"),
+            "transfer": Transfer(key.name),
+        }
+        self.machine.facts[key] = replace(self.machine.facts.get(key, new[type_]), **_snake(said))
 
     def _memory(self, observed: Observed) -> Memory:
         """What the engine remembers; times are seconds before (negative) or after now."""

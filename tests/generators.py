@@ -18,7 +18,7 @@ from simulator import Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
-from kvmd.observed import Link
+from kvmd.observed import Key, Link, Pool
 from kvmd.settings import Source
 from kvmd.sources.decode import decode_file
 
@@ -62,6 +62,9 @@ class Names:
     bridges: list[str] = field(default_factory=list)
     networks: list[str] = field(default_factory=list)
     taps: list[str] = field(default_factory=list)  # each for one NIC
+    images: list[str] = field(default_factory=list)
+    pools: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)  # each for one disk
 
 
 _DELETION = ("Delete", "Orphan")
@@ -134,6 +137,46 @@ def network(number: int, chance: Chance, names: Names) -> Document:
     return document("Network", f"net{number}", spec | ({"ips": ips} if ips or chance.random() < 0.5 else {}))
 
 
+def image(number: int, chance: Chance, names: Names) -> Document:
+    """An image."""
+    base = f"https://cloud.example/image{number}"
+    spec: dict[str, Any] = {"format": chance.choice(("qcow2", "raw"))}
+    spec["source"] = chance.choice(({"url": f"{base}.img"}, {"path": f"/var/lib/kvmd/iso/{number}.iso"}))
+    checks: list[dict[str, Any]] = [
+        {},
+        {"checksum": "sha256:" + "0A" * 32},
+        {"checksumFrom": {"url": f"{base}.SHA256SUMS"}},
+        {"checksumFrom": {"path": "/var/lib/kvmd/iso/SHA512SUMS"}},
+    ]
+    spec |= chance.choice(checks) | chance.fields(deletionPolicy=_DELETION)
+    names.images.append(f"image{number}")
+    return document("Image", f"image{number}", spec)
+
+
+def pool(number: int, chance: Chance, names: Names) -> Document:
+    """A storage pool."""
+    spec = {"path": f"/var/lib/libvirt/pool{number}"}
+    spec |= chance.fields(type=("dir",), nameOnHost=(f"Pool_{number}",), deletionPolicy=_DELETION)
+    names.pools.append(f"pool{number}")
+    return document("StoragePool", f"pool{number}", spec)
+
+
+def volume(number: int, chance: Chance, names: Names) -> Document:
+    """A volume in one of the pools, blank or from one of the images."""
+    spec: dict[str, Any] = {"pool": chance.choice(names.pools or ["default"])}
+    spec |= chance.fields(reclaimPolicy=("Retain", "Delete"), nameOnHost=(f"Disk_{number}.img",))
+    format = chance.choice(("qcow2", "raw"))
+    spec |= {} if format == "qcow2" and chance.random() < 0.5 else {"format": format}
+    if names.images and chance.random() < 0.5:
+        modes = ("Full", None) if format == "raw" else ("Overlay", "Full", None)
+        spec["from"] = {"image": chance.choice(names.images)} | chance.fields(copy=modes)
+        spec |= chance.fields(capacity=("4Gi", "8Gi", None))
+    else:
+        spec["capacity"] = chance.choice(("4Gi", "8Gi"))
+    names.volumes.append(f"volume{number}")
+    return document("Volume", f"volume{number}", spec)
+
+
 def machine(number: int, chance: Chance, names: Names) -> Document:
     """A virtual machine; over many of them every field is written."""
     orders = itertools.count(1)
@@ -162,6 +205,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
     spec["disks"] = list(_disks(f"vm{number}", "q35" in kind, chance, orders))
+    _use_objects(spec, chance, names)
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
     consoles = chance.some(["console", "second"], 2)
     serial = [{"name": name} | chance.fields(file=(f"/var/log/vm{number}-{name}.log",)) for name in consoles]
@@ -172,6 +216,23 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
     return document("VirtualMachine", f"vm{number}", spec, **({"annotations": annotations} if annotations else {}))
+
+
+def _use_objects(spec: dict[str, Any], chance: Chance, names: Names) -> None:
+    """Name volumes and images where paths stood."""
+    for disk in spec["disks"]:
+        if "path" in disk and names.volumes and chance.random() < 0.5:
+            del disk["path"], disk["format"]
+            disk["volume"] = names.volumes.pop()
+        elif disk.get("media") and names.images and chance.random() < 0.5:
+            disk["media"] = {"image": chance.choice(names.images)}
+        elif disk.get("media") and names.volumes and chance.random() < 0.5:
+            disk["media"] = {"volume": names.volumes.pop()}
+    boot = spec.get("kernelBoot")
+    if boot and names.images and chance.random() < 0.5:
+        spec["kernelBoot"] = boot | {"kernel": {"image": chance.choice(names.images)}}
+        if boot.get("initrd"):
+            spec["kernelBoot"]["initrd"] = {"image": chance.choice(names.images)}
 
 
 def _cpu(chance: Chance) -> dict[str, Any]:
@@ -233,7 +294,7 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
         yield nic
 
 
-_MAKERS = ((bridge, 2), (tap, 3), (tun, 2), (network, 2), (machine, 3))
+_MAKERS = ((bridge, 2), (tap, 3), (tun, 2), (network, 2), (image, 2), (pool, 2), (volume, 3), (machine, 3))
 
 
 @st.composite
@@ -253,6 +314,7 @@ def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
     machine = Machine()
     for number, name in enumerate(UPLINKS):
         machine.add_link(Link(name, 0, "", mac=f"02:00:00:00:00:0{number}", up=True, carrier=True))
+    machine.facts[Key("pool", "default")] = Pool("default", "u", "dir", "/var/lib/libvirt/images", active=True)
     for resources in wished:
         for resource in resources.values():
             machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))

@@ -17,11 +17,14 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import storage_simulator
+
 from kvmd import ops
 from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
+from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import (
     HOST,
@@ -86,12 +89,9 @@ class Machine:
     def observed(self) -> Observed:
         """All facts, frozen; those that did not change are the same objects as before."""
         self._look_at_ports()
-        marks: dict[Ref, tuple[Key, ...]] = {}
-        for key, fact in sorted(self.facts.items()):
-            mark = getattr(fact, "mark", None)
-            if mark is not None and mark.owner == self.owner and mark.object_id == getattr(fact, "uuid", ""):
-                marks[mark.ref] = (*marks.get(mark.ref, ()), key)
-        return Observed(MappingProxyType(dict(self.facts)), MappingProxyType(marks), self.missing, self.owner)
+        storage_simulator.look_at_holders(self.facts)
+        facts = MappingProxyType(dict(self.facts))
+        return Observed(facts, marks_of(Observed(owner=self.owner), facts), self.missing, self.owner)
 
     def _look_at_ports(self) -> None:
         taps: dict[str, list[tuple[str, str]]] = {}
@@ -169,6 +169,11 @@ class Machine:
                 self._execute_link(operation)
             case ops.LedgerWrite():
                 self._write_ledger(operation)
+            case ops.StorageOp():
+                try:
+                    storage_simulator.execute(self.facts, operation)
+                except storage_simulator.StorageRefused as error:
+                    raise Impossible(str(error)) from error
             case ops.Op() if type(operation).__name__.startswith("Network"):
                 self._execute_network(operation)
             case _:
@@ -301,7 +306,8 @@ class Machine:
         root.set("id", str(next(self._identifiers)))
         for path in _sources(root):
             fact = self.facts.get(Key("file", path))
-            _demand(isinstance(fact, File) and fact.kind in ("regular", "block"), f"{name}: no file {path}")
+            there = isinstance(fact, File) and fact.kind in ("regular", "block")
+            _demand(there or path in storage_simulator.paths(self.facts), f"{name}: no file {path}")
         numbers = itertools.count()
         for device in root.findall("devices/*"):
             if device.tag == "interface":

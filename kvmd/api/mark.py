@@ -110,6 +110,23 @@ class Mark:
             return None
         return cls(owner=parts[1], ref=Ref.parse(parts[2]), spec_hash=parts[4], generation=int(parts[3]))
 
+    @property
+    def retained(self) -> bool:
+        """True where the object was let go of, and only a spec of the same name may take it back."""
+        return self.generation == 0
+
+    def as_text(self) -> str:
+        """The XML form as text, for what holds text only (extended attributes, side files)."""
+        return ElementTree.tostring(self.as_element(), encoding="unicode")
+
+    @classmethod
+    def from_text(cls, text: str) -> Mark | None:
+        """Read the form of ``as_text``."""
+        try:
+            return cls.from_element(ElementTree.fromstring(text))
+        except ElementTree.ParseError:
+            return None
+
     def says_the_same_as(self, other: Mark) -> bool:
         """True where both record the same wish (where it came from and free annotations aside).
 

@@ -5,6 +5,7 @@ Not a ThreadPoolExecutor: that one keeps the interpreter from exiting behind a h
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -147,11 +148,12 @@ class Executor:
                 job, age = worker.job, now - worker.since
                 if job is None or age < self._patience.slow:
                     continue
-                found += [SlowCall(step.ref, worker.operation, age, worker.deadline) for step in job.steps]
+                if worker.deadline != math.inf:
+                    found += [SlowCall(step.ref, worker.operation, age, worker.deadline) for step in job.steps]
                 if not worker.given_up:
                     worker.given_up = True
                     self._add_worker()
-            hanging = sum(worker.given_up for worker in self._workers.values())
+            hanging = sum(w.given_up and w.deadline != math.inf for w in self._workers.values())
         if hanging >= MOST_SLOW_CALLS:
             self._too_many_slow()
         return found
@@ -165,7 +167,8 @@ class Executor:
             self._jobs.put(None)
         while time.monotonic() < deadline:
             with self._lock:
-                if not self._workers:
+                # A transfer is gone on with by the next process.
+                if all(worker.job is not None and worker.deadline == math.inf for worker in self._workers.values()):
                     return True
             time.sleep(0.02)
         return False
@@ -247,3 +250,5 @@ class Executor:
         with self._lock:
             worker.job, worker.since, worker.operation = job, time.monotonic(), operation.describe()
             worker.deadline = patience.define_deadline if isinstance(operation, _LONG) else patience.modify_deadline
+            if not operation.bounded:
+                worker.deadline = math.inf

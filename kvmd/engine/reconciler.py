@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -189,7 +190,9 @@ class Reconciler:
     def _counted(self, step: Step, now: float) -> bool:
         """What is about to go counts for the brake, whatever becomes of this process; False where it cannot."""
         self._pruning.add(step.ref)
-        if step.ref.kind in WEIGHTY and any(isinstance(item, ops.DomainUndefine) for item in step.operations):
+        if step.ref.kind in WEIGHTY and any(
+            isinstance(item, ops.DomainUndefine | ops.VolumeTrash) for item in step.operations
+        ):
             try:
                 self._host.ledger.write(ops.LedgerWrite(str(step.ref), "removed", str(time.time())))
             except Retry as error:
@@ -238,6 +241,7 @@ def rules_of(settings: Settings) -> Rules:
         accelerator=settings.defaults.accelerator,
         allowed_paths=settings.policy.allowed_paths,
         uplinks=settings.policy.uplinks,
+        images=os.path.join(settings.paths.state, "images"),
     )
 
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from kvmd import ops
 from kvmd.errors import KvmdError
 from kvmd.host.files import Files
+from kvmd.host.image_store import ImageStore
 from kvmd.host.ledger import LedgerFile
 from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import Recorder
@@ -23,6 +24,8 @@ from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
 from kvmd.host.preflight import usable_kvm
+from kvmd.host.storage_acts import Storage, StorageActs
+from kvmd.host.storage_facts import StorageFacts
 from kvmd.observed import HOST, Key, Link, Observed, Ports
 from kvmd.observed import Host as HostFact
 from kvmd.settings import Settings
@@ -52,6 +55,8 @@ class Host:
         self._monitor.start()
         self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
+        images = ImageStore(os.path.join(settings.paths.state, "images"))
+        self.storage = Storage(images, StorageFacts(images, settings.libvirt.relist, wake))
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm = usable_kvm()
         self._host: tuple[tuple[object, ...], HostFact] | None = None
@@ -69,7 +74,8 @@ class Host:
             missing.add(LINKS)
         files = self.files.look(paths)
         host = self._host_fact()
-        parts = (domains, taps, self._link_facts, files, self.ledger.facts, host)
+        storage = self.storage.facts.look(domains, self.libvirt.holders)
+        parts = (domains, taps, self._link_facts, files, self.ledger.facts, storage, host)
         same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
         if same and frozenset(missing) == self._observed.missing:
             return self._observed
@@ -77,7 +83,7 @@ class Host:
             facts, marks = self._observed.facts, self._observed.marks
         else:
             ports = self._look_at_ports(taps)
-            merged = {**domains, **self._link_facts, **ports, **files, **self.ledger.facts, HOST: host}
+            merged = {**domains, **self._link_facts, **ports, **files, **self.ledger.facts, **storage, HOST: host}
             facts, marks = MappingProxyType(merged), marks_of(self._observed, merged)
         self._parts = parts
         self._observed = Observed(facts, marks, frozenset(missing), self._settings.owner)
@@ -92,6 +98,13 @@ class Host:
         if isinstance(operation, ops.LinkOp):
             self._links_stale.set()
             return
+        if isinstance(operation, ops.StorageOp):
+            self.storage.facts.mark_stale()
+            if (pool := getattr(operation, "uuid", "")) and not isinstance(operation, ops.VolumeGrow):
+                self.libvirt.mark_stale("pool", pool)
+            elif isinstance(operation, ops.PoolMark):
+                self.libvirt.mark_stale("", "")
+            return
         kind = "network" if type(operation).__name__.startswith("Network") else "domain"
         uuid = getattr(operation, "uuid", "")
         if uuid:
@@ -102,6 +115,7 @@ class Host:
     def forget_everything(self) -> None:
         """Read all of it again at the next look."""
         self.libvirt.mark_stale("", "")
+        self.storage.facts.mark_stale()
         self._links_stale.set()
         self._host = None
 
@@ -180,6 +194,7 @@ class Hand:
 
     def __init__(self, host: Host, acts: LibvirtActs) -> None:
         self._host, self._acts = host, acts
+        self._storage = StorageActs(host.storage, acts)
 
     def execute(self, operation: ops.Op) -> None:
         """Carry out one operation and mark what it touched as stale; raises a KvmdError."""
@@ -191,6 +206,8 @@ class Hand:
                         raise error
                 case ops.LedgerWrite():
                     self._host.ledger.write(operation)
+                case ops.StorageOp():
+                    self._storage.execute(operation)
                 case ops.NetworkStart() | ops.NetworkRestart():
                     self._acts.execute(operation)
                     self._replug(operation)

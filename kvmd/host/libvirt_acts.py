@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import xml.etree.ElementTree as ElementTree
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import libvirt
 
@@ -29,6 +30,8 @@ _COMMANDS = {
     "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
     "modify": libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY,
 }
+Result = TypeVar("Result")
+
 _SHUTDOWN = {
     "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
     "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
@@ -45,19 +48,25 @@ class LibvirtActs:
 
     def execute(self, operation: ops.Op) -> None:
         """Carry out one operation; raises a KvmdError that says what to do next."""
-        if self._connection is None or not self._connection.isAlive():
-            self._connection = None
-            self._connection = connect(self._settings)
-        call = type(operation).__name__
         try:
-            with counted(self._recorder, call, "write"):
-                self._match(operation)
+            self.call(operation, lambda _connection: self._match(operation))
         except libvirt.libvirtError as error:
             if error.get_error_code() in ABSENT and isinstance(operation, ops.DomainUndefine | ops.NetworkUndefine):
                 return
+            raise translate(error, operation.describe()) from None
+
+    def call(self, operation: ops.Op, act: Callable[[Any], Result]) -> Result:
+        """Do something over the connection, counted as a call of that operation. Raises libvirtError."""
+        if self._connection is None or not self._connection.isAlive():
+            self._connection = None
+            self._connection = connect(self._settings)
+        try:
+            with counted(self._recorder, type(operation).__name__, "write"):
+                return act(self._connection)
+        except libvirt.libvirtError as error:
             if is_lost(error):
                 self._connection = None
-            raise translate(error, operation.describe()) from None
+            raise
 
     def close(self) -> None:
         """Drop the connection."""

@@ -136,6 +136,9 @@ def register_events(connection: Any, wake: Callable[[str, str], None], closed: C
     def network_event(_connection: Any, network: Any, *_details: Any) -> None:
         wake("network", network.UUIDString())
 
+    def pool_event(_connection: Any, pool: Any, *_details: Any) -> None:
+        wake("pool", pool.UUIDString())
+
     names: tuple[str, ...] = ("LIFECYCLE", "REBOOT", "BALLOON_CHANGE", "DEVICE_ADDED", "DEVICE_REMOVED")
     names += (
         "DEVICE_REMOVAL_FAILED",
@@ -156,5 +159,7 @@ def register_events(connection: Any, wake: Callable[[str, str], None], closed: C
         metadata = getattr(libvirt, "VIR_NETWORK_EVENT_ID_METADATA_CHANGE", None)
         if metadata is not None:
             connection.networkEventRegisterAny(None, metadata, network_event, None)
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.storagePoolEventRegisterAny(None, libvirt.VIR_STORAGE_POOL_EVENT_ID_LIFECYCLE, pool_event, None)
     with contextlib.suppress(libvirt.libvirtError):
         connection.registerCloseCallback(lambda *_details: closed(), None)

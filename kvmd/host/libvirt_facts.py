@@ -1,4 +1,4 @@
-"""Facts of libvirt: domains and networks, kept between looks, marked stale by events, relisted now and then."""
+"""Facts of libvirt: domains, networks and pools; kept between looks, stale by events, listed now and then."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class LibvirtFacts:
         self._error: KvmdError | None = BackendUnavailable("libvirt was not asked yet")
         self._facts: Mapping[Key, Fact] = {}
         self._ports: TapsByBridge = {}
+        self.holders: Mapping[str, tuple[str, ...]] = {}  # the domains that name a file
         with self._lock:  # a reader asks whether it still is the one: not before it is named
             self._reader = self._new_reader(None)
 
@@ -63,10 +64,9 @@ class LibvirtFacts:
         with self._lock:
             if not uuid:
                 self._stale.everything = True
-            elif kind == "domain":
-                self._stale.domains.add(uuid)
             else:
-                self._stale.networks.add(uuid)
+                tables = {"domain": self._stale.domains, "network": self._stale.networks, "pool": self._stale.pools}
+                tables[kind].add(uuid)
 
     # ------------------------------------------------------------------------------------ reader thread
 
@@ -129,6 +129,13 @@ class LibvirtFacts:
                 taps.setdefault(bridge, []).append((tap, entry.fact.name))
         for entry in self._reader.networks.values():
             facts[Key("network", entry.fact.name)] = entry.fact
+        holders: dict[str, list[str]] = {}
+        for entry in self._reader.domains.values():
+            for path in entry.files:
+                holders.setdefault(path, []).append(entry.fact.name)
+        self.holders = {path: tuple(sorted(names)) for path, names in holders.items()}
+        for entry in self._reader.pools.values():
+            facts[Key("pool", entry.fact.name)] = entry.fact
         if facts.keys() != self._facts.keys() or any(facts[key] is not self._facts[key] for key in facts):
             self._facts = facts
             self._ports = {bridge: tuple(sorted(found)) for bridge, found in taps.items()}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from xml.sax.saxutils import unescape
 
 import libvirt
 
 from kvmd.api.mark import XML_NAMESPACE, Mark, find_in
 from kvmd.errors import BackendUnavailable, KvmdError
+from kvmd.host.attributes import mark_on
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
-from kvmd.observed import Domain, Network
+from kvmd.observed import Domain, Network, Pool
 from kvmd.settings import Libvirt
 
 RETRY_SECONDS = 0.5
@@ -101,10 +104,11 @@ def _capabilities(connection: Any) -> Capabilities:
 
 @dataclass(slots=True)
 class Entry:
-    """A domain or network with what was derived from its XML, so that equal XML is never parsed again."""
+    """A domain, network or pool with what was derived from its XML, so that equal XML is never parsed again."""
 
-    fact: Domain | Network
+    fact: Domain | Network | Pool
     ports: tuple[tuple[str, str], ...] = ()  # bridge and TAP of each NIC of the running self
+    files: frozenset[str] = frozenset()  # that its definition or its running self names
 
 
 @dataclass(slots=True)
@@ -114,9 +118,10 @@ class Stale:
     everything: bool = True
     domains: set[str] = field(default_factory=set)
     networks: set[str] = field(default_factory=set)
+    pools: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return self.everything or bool(self.domains) or bool(self.networks)
+        return self.everything or bool(self.domains) or bool(self.networks) or bool(self.pools)
 
 
 # From so many domains on, flags are read by list.
@@ -142,6 +147,7 @@ class Reader:
         self._retry_at = 0.0
         self.domains: dict[str, Entry] = dict(before.domains) if before else {}
         self.networks: dict[str, Entry] = dict(before.networks) if before else {}
+        self.pools: dict[str, Entry] = dict(before.pools) if before else {}
         self.capabilities: Capabilities = before.capabilities if before else Capabilities()
         self._flags: tuple[frozenset[str], frozenset[str]] | None = None  # transient, autostart
         self.relisted = 0.0
@@ -160,6 +166,8 @@ class Reader:
                     self._reread(uuid, self.domains, self._find_domain, self._domain_entry)
                 for uuid in stale.networks:
                     self._reread(uuid, self.networks, self._find_network, self._network_entry)
+                for uuid in stale.pools:
+                    self._reread(uuid, self.pools, self._find_pool, self._pool_entry)
         except libvirt.libvirtError as error:
             if is_lost(error):
                 self._connection = None
@@ -196,15 +204,18 @@ class Reader:
             domains = self._connection.listAllDomains(0)
         self._look_at_flags(bulk=len(domains) > BULK)
         self.domains = self._entries(domains, self.domains, self._domain_entry)
+        self.networks = self._entries(self._list("listAllNetworks"), self.networks, self._network_entry)
+        self.pools = self._entries(self._list("listAllStoragePools"), self.pools, self._pool_entry)
+        self.relisted = time.monotonic()
+
+    def _list(self, call: str) -> list[Any]:
         try:
-            with counted(self._recorder, "listAllNetworks", "read"):
-                networks = self._connection.listAllNetworks(0)
+            with counted(self._recorder, call, "read"):
+                return list(getattr(self._connection, call)(0))
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # the embedded driver has none
                 raise
-            networks = []
-        self.networks = self._entries(networks, self.networks, self._network_entry)
-        self.relisted = time.monotonic()
+        return []
 
     def _entries(self, objects: list[Any], before: dict[str, Entry], build: Callable[..., Entry]) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
@@ -232,6 +243,9 @@ class Reader:
 
     def _find_network(self, uuid: str) -> Any:
         return self._connection.networkLookupByUUIDString(uuid)
+
+    def _find_pool(self, uuid: str) -> Any:
+        return self._connection.storagePoolLookupByUUIDString(uuid)
 
     def _domain_entry(self, domain: Any, before: Entry | None) -> Entry:
         state, reason = domain.state()
@@ -266,7 +280,7 @@ class Reader:
         if old == fact and before is not None:
             return before
         same_live = old is not None and old.live == live and before is not None
-        return Entry(fact, before.ports if same_live and before is not None else _ports(live))
+        return Entry(fact, before.ports if same_live and before is not None else _ports(live), _files(config, live))
 
     def _network_entry(self, network: Any, before: Entry | None) -> Entry:
         active = bool(network.isActive())
@@ -289,6 +303,24 @@ class Reader:
         )
         return before if before is not None and before.fact == fact else Entry(fact)
 
+    def _pool_entry(self, pool: Any, before: Entry | None) -> Entry:
+        persistent = bool(pool.isPersistent())
+        xml = pool.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE if persistent else 0)
+        self._recorder.libvirt_call("storagePoolXMLDesc", "read", "ok")
+        root = ElementTree.fromstring(xml)
+        path = root.findtext("target/path") or ""
+        fact = Pool(
+            name=pool.name(),
+            uuid=pool.UUIDString(),
+            type=root.get("type", ""),
+            path=path,
+            active=bool(pool.isActive()),
+            config=xml if persistent else None,
+            autostart=bool(persistent and pool.autostart()),
+            mark=mark_on(path) if root.get("type") == "dir" else None,
+        )
+        return before if before is not None and before.fact == fact else Entry(fact)
+
 
 def _mark(xml: str | None) -> Mark | None:
     """The mark in a domain's XML; looking for the namespace first spares parsing what is not ours."""
@@ -300,6 +332,16 @@ def _mark(xml: str | None) -> Mark | None:
         return find_in(ElementTree.fromstring(f"<domain>{xml[start : end + len('</metadata>')]}</domain>"))
     except ElementTree.ParseError:
         return find_in(ElementTree.fromstring(xml))
+
+
+# Every place where a domain's XML names a file of the host: sources, backing chains, kernels, loaders, consoles.
+_FILES = re.compile(r"(?:file|dev|path|template)='(/[^']*)'|<(?:kernel|initrd|loader|nvram)[^>]*>(/[^<]*)<")
+
+
+def _files(config: str, live: str | None) -> frozenset[str]:
+    """The files that it names; unescaped only where something is escaped."""
+    found = {first or second for text in (config, live or "") for first, second in _FILES.findall(text)}
+    return frozenset(unescape(path) if "&" in path else path for path in found)
 
 
 def _ports(live: str | None) -> tuple[tuple[str, str], ...]:

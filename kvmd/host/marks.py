@@ -8,7 +8,7 @@ from types import MappingProxyType
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
 from kvmd.identity import changed
-from kvmd.observed import Domain, Fact, Key, Link, Network, Observed
+from kvmd.observed import Fact, Key, Marked, Observed
 
 
 def marks_of(before: Observed, facts: Mapping[Key, Fact]) -> Mapping[Ref, tuple[Key, ...]]:
@@ -32,7 +32,7 @@ def marks_of(before: Observed, facts: Mapping[Key, Fact]) -> Mapping[Ref, tuple[
 
 def _marked(fact: Fact | None, owner: str) -> Ref | None:
     """The object whose mark is on a fact, where it is that owner's and no copy."""
-    mark: Mark | None = fact.mark if isinstance(fact, Domain | Network | Link) else None
-    if mark is None or mark.owner != owner or mark.object_id != getattr(fact, "uuid", ""):
+    mark: Mark | None = fact.mark if isinstance(fact, Marked) else None
+    if mark is None or mark.owner != owner or mark.object_id != getattr(fact, "uuid", "") or mark.retained:
         return None
     return mark.ref

@@ -100,7 +100,7 @@ class State:
     uplinks: tuple[str, ...] = field(metadata=at("uplinks"))
 
 
-def host_key(ref: Ref, spec: Spec | None) -> Key:
+def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
     """The link that this bridge is."""
     return Key("link", (spec.name_on_host if spec else None) or ref.name)
 

@@ -70,7 +70,7 @@ class State:
     mac: str | Leave = field(metadata=at("mac"))
 
 
-def host_key(ref: Ref, spec: Spec | None) -> Key:
+def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
     """The link that this TAP is."""
     return Key("link", (spec.name_on_host if spec else None) or ref.name)
 

@@ -75,7 +75,7 @@ class Spec(SpecModel):
     )
 
 
-def host_key(ref: Ref, spec: Spec | None) -> Key:
+def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
     """The link that this TUN is."""
     return Key("link", (spec.name_on_host if spec else None) or ref.name)
 

@@ -28,6 +28,7 @@ class Op:
     name: str
     impact: ClassVar[Impact] = Impact.NONE
     verb: ClassVar[str] = "change"
+    bounded: ClassVar[bool] = True  # False: it takes as long as its data does
 
     def describe(self) -> str:
         """What a plan says of it."""

@@ -13,7 +13,7 @@ from typing import Any
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.identity import changed, kept
-from kvmd.observed import Domain, Fact, Key, Link, Network, Observed
+from kvmd.observed import Fact, Key, Marked, Observed
 from kvmd.plan.look import World
 from kvmd.plan.model import Applied, Controller, Desired, Memory, Rules
 
@@ -220,7 +220,7 @@ def _of_short(mark: Mark, stored: Applied | None) -> Applied:
 
 
 def _mark_of(fact: Fact | None) -> Mark | None:
-    return fact.mark if isinstance(fact, Domain | Network | Link) else None
+    return fact.mark if isinstance(fact, Marked) else None
 
 
 def _spec_of(applied: Applied | None, controller: Controller) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.observed import HOST, Fact, Host, Key
-from kvmd.plan.model import Applied, Controller, ObjectMemory, Rules
+from kvmd.plan.model import Applied, Controller, FileProvider, ObjectMemory, Rules
 
 NOTHING_REMEMBERED = ObjectMemory()
 
@@ -89,7 +89,7 @@ class Look:
         if marked is not None:
             return marked
         resource = self.spec(ref)
-        return self.controller(ref).host_key(ref, resource.spec if resource else None)
+        return self.controller(ref).host_key(ref, resource.spec if resource else None, self)
 
     def departing_names(self, ref: Ref) -> frozenset[str]:
         """Names on the host of those users of an object that are about to go themselves: they go first."""
@@ -99,6 +99,11 @@ class Look:
     def usable(self, ref: Ref) -> bool:
         """True where another object is there and can be built upon now."""
         return self.controller(ref).usable(ref, self)
+
+    def file(self, ref: Ref) -> tuple[str, str] | None:
+        """Path and format of the file that another object is; None where nobody knows it."""
+        controller = self.controller(ref)
+        return controller.file_of(ref, self) if isinstance(controller, FileProvider) else None
 
     def controller(self, ref: Ref) -> Controller:
         """The controller of an object's kind."""

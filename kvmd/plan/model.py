@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from kvmd.api.mark import Mark
 from kvmd.api.resource import EMPTY, Claim, Ref, Reference, Resource, SpecModel, leaf_paths
@@ -94,6 +94,7 @@ class Draft:
     reason: str = ""
     asked_elsewhere: bool = False  # another object's spec asks for this change: it is no drift
     later: tuple[Op, ...] = ()  # what follows once the operations have had their effect
+    needed_by: tuple[tuple[Ref, ...], ...] = ()  # of each operation its own part of *needs*; empty: all need all
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,16 @@ class Step:
     changes: tuple[Change, ...] = ()
     after: tuple[Ref, ...] = ()
     later: tuple[Op, ...] = ()  # what follows once the operations have had their effect; planned anew then
+    needed_by: tuple[tuple[Ref, ...], ...] = ()  # of each operation its own part of *after*; empty: all need all
+
+    def without(self, need: Ref) -> Step | None:
+        """The same step without what needs that object; None where nothing is left."""
+        kept = [i for i, needs in enumerate(self.needed_by) if need not in needs]
+        if not kept:
+            return None
+        after = tuple(ref for ref in self.after if any(ref in self.needed_by[i] for i in kept))
+        operations, needed_by = (tuple(values[i] for i in kept) for values in (self.operations, self.needed_by))
+        return replace(self, operations=operations, needed_by=needed_by, after=after)  # type: ignore[arg-type]
 
     @property
     def impact(self) -> Impact:
@@ -266,6 +277,7 @@ class Rules:
     accelerator: str = "auto"
     allowed_paths: tuple[str, ...] = ()
     uplinks: str | tuple[str, ...] = "*"
+    images: str = "/var/lib/kvmd/images"  # the image store
     prune: bool = True  # False: remove nothing (`kvmd apply --no-prune`)
     validate_only: bool = False
 
@@ -283,6 +295,14 @@ class Desired:
     duplicates: Mapping[Ref, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@runtime_checkable
+class FileProvider(Protocol):
+    """A kind whose objects are files that others stand on."""
+
+    def file_of(self, ref: Ref, look: Look) -> tuple[str, str] | None:
+        """Path and format of the file, there or not yet; None where nobody knows the object."""
+
+
 class Controller(Protocol):
     """All that kvmd knows of one kind, without I/O; a module in ``kvmd.kinds`` satisfies it."""
 
@@ -291,8 +311,11 @@ class Controller(Protocol):
     SHORT: str
     Spec: type[SpecModel]
 
-    def host_key(self, ref: Ref, spec: Any) -> Key:
-        """The fact that this object is on the host; *spec* is None for a stranger of that name."""
+    def host_key(self, ref: Ref, spec: Any, look: Look | None = None) -> Key:
+        """The fact that this object is on the host; *spec* is None for a stranger of that name.
+
+        Without *look* the names of other objects on the host are taken to be those in their metadata.
+        """
 
     def references(self, ref: Ref, spec: Any) -> tuple[Reference, ...]:
         """The objects that this spec names."""

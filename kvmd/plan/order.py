@@ -23,10 +23,12 @@ def in_order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tup
                 provider = objects.get(lost)
                 why = next((c.message or c.reason for c in provider.conditions if c.status), "") if provider else ""
                 kept = tuple(c for c in objects[ref].conditions if c.type not in (status.READY, status.RECONCILING))
-                objects[ref] = replace(
-                    objects[ref], step=None, conditions=(*blocked(lost, why or "not there yet"), *kept)
-                )
+                rest = step.without(lost)
+                conditions = (*blocked(lost, why or "not there yet"), *kept)
+                objects[ref] = replace(objects[ref], step=rest, conditions=conditions)
                 del steps[ref]
+                if rest is not None:
+                    steps[ref] = rest
                 changed = True
     graph = {ref: tuple(need for need in step.after if need in steps) for ref, step in sorted(steps.items())}
     try:

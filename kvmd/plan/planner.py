@@ -209,13 +209,16 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
     withheld = _withheld(base, look)
     if withheld is not None:
         return withheld
-    missing = [need for need in draft.needs if not look.usable(need)]
-    unknown = [need for need in missing if look.spec(need) is None]
-    if unknown:
-        return replace(
-            base, conditions=(*base.conditions, *blocked(unknown[0], "neither a spec nor the host has it"))
-        )
-    step = Step(ref, draft.operations, cause, draft.reason or _changes(draft), draft.changes, tuple(missing))
+    missing = tuple(need for need in draft.needs if not look.usable(need))
+    reason = draft.reason or _changes(draft)
+    step = Step(ref, draft.operations, cause, reason, draft.changes, missing, needed_by=draft.needed_by)
+    for need in missing:
+        if look.spec(need) is None:
+            base = replace(base, conditions=(*base.conditions, *blocked(need, "neither a spec nor the host has it")))
+            rest = step.without(need)
+            if rest is None:
+                return base
+            step = rest
     condition = Condition(status.RECONCILING, True, cause.value.capitalize(), step.reason)
     return replace(
         base,

@@ -6,7 +6,7 @@ from kvmd.api import status
 from kvmd.api.mark import Mark, derived_uuid
 from kvmd.api.resource import ANNOTATION_ADOPT, Ref, Resource
 from kvmd.api.status import Condition
-from kvmd.observed import Domain, Fact, Key, Ledger, Link, Network
+from kvmd.observed import Fact, Key, Ledger, Marked
 from kvmd.plan.look import Look
 
 OWNED = "owned"
@@ -18,7 +18,7 @@ COPIED = "copied"
 def standing_of(ref: Ref, look: Look) -> tuple[str, Fact | None]:
     """Is the object of that name on the host ours, a stranger's, or not there?"""
     fact = look.fact(look.key(ref))
-    if fact is None or not isinstance(fact, Domain | Network | Link):
+    if fact is None or not isinstance(fact, Marked):
         return ABSENT, fact
     mark = fact.mark
     uuid = getattr(fact, "uuid", "")

@@ -37,7 +37,13 @@ SOURCES = sorted((REPOSITORY / "kvmd").rglob("*.py"))
 @pytest.mark.parametrize("kind", CONTROLLERS)
 def test_each_kind_is_reached_through_the_front_door(kind: str) -> None:
     """A YAML file in, a plan out."""
-    least = {"VirtualMachine": "memory: {guest: 1Gi}", "Network": "forward: {mode: isolated}"}
+    least = {
+        "VirtualMachine": "memory: {guest: 1Gi}",
+        "Network": "forward: {mode: isolated}",
+        "Image": "source: {url: 'https://a.example/b'}, format: raw",
+        "StoragePool": "path: /var/lib/libvirt/images",
+        "Volume": "capacity: 1Gi",
+    }
     spec = least.get(kind, "")
     text = f"apiVersion: {API_VERSION}\nkind: {kind}\nmetadata: {{name: one}}\nspec: {{{spec}}}\n"
     found = decode_file(text.encode(), "one.yaml", Source(), SPECS)
@@ -110,6 +116,19 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "Network.ips.dhcp.hosts": {"mac": "52:54:00:00:00:01", "ip": "192.168.122.3"},
     "Bridge.uplinks": {"name": "eno1"},
     "Tun.routes": {"to": "10.20.0.0/16"},
+    "Image": {"source": {"url": "https://a.example/b"}, "format": "raw"},
+    "Image.checksumFrom": {"url": "https://a.example/SHA256SUMS"},
+    "StoragePool": {"path": "/x"},
+    "Volume": {"capacity": "1Gi"},
+    "Volume.from": {"image": "base"},
+}
+# Of these exactly one stands.
+EXCLUSIVE = {
+    "Image.source": ("url", "path"),
+    "Image.checksumFrom": ("url", "path"),
+    "VirtualMachine.kernelBoot.kernel": ("path", "image"),
+    "VirtualMachine.kernelBoot.initrd": ("path", "image"),
+    "VirtualMachine.disks.media": ("path", "image", "volume"),
 }
 # What an example needs beside it to make sense.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -148,6 +167,12 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk["device"] = "cdrom"
         disk.pop("path", None)
         disk.pop("format", None)
+    if trail == "VirtualMachine.disks" and name == "volume":
+        node.clear()
+        node["name"] = "root"
+    if name in EXCLUSIVE.get(trail, ()):
+        for other in EXCLUSIVE[trail]:
+            node.pop(other, None)
     if trail == "VirtualMachine.cpu.topology":
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}
@@ -214,7 +239,7 @@ def test_each_place_in_xml_is_read_and_written(monkeypatch: pytest.MonkeyPatch) 
     original_read, original_write = xmlmap.read, xmlmap.write
     monkeypatch.setattr(xmlmap, "read", reading)
     monkeypatch.setattr(xmlmap, "write", writing)
-    for seed in range(40):
+    for seed in range(60):
         names = Names()
         documents = [network(0, Chance(seed), names), machine(0, Chance(seed), names)]
         resources = decoded(documents)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from generators import Chance, Names, decoded, document, machine, machine_for, network
+from generators import Chance, Names, decoded, document, image, machine, machine_for, network, pool, volume
 from simulator import SOME_HOST, Impossible, Loop, Machine
 
 from kvmd import ops, xmlmap
@@ -18,6 +18,7 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds import network as network_kind
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State, read
+from kvmd.kinds.virtual_machine.origins import resolve
 from kvmd.kinds.virtual_machine.want import known_devices, wanted
 from kvmd.observed import Domain, Network
 from kvmd.plan.difference import LEAVE, at, differences
@@ -146,8 +147,10 @@ def defined(resources: dict[Ref, Resource]) -> tuple[Loop, list[tuple[State, Sta
         fact = observed.facts.get(CONTROLLERS[ref.kind].host_key(ref, resource.spec))
         if isinstance(fact, Domain):
             look = Look(world, loop.now)
-            config = read(xmlmap.parse(fact.config or ""), known_devices(resource, look))
-            pairs.append((wanted(resource, fact, config, look).state, config))
+            root = xmlmap.parse(fact.config or "")
+            spec = resolve(resource.spec, read(root, Known()), look).spec
+            config = read(root, known_devices(resource, spec, look))
+            pairs.append((wanted(resource, spec, fact, config, look).state, config))
     return loop, pairs
 
 
@@ -289,7 +292,8 @@ def specs_of(seed: int) -> dict[Ref, Resource]:
     """Two networks and three guests on them."""
     chance, names = Chance(seed), Names()
     networks = [network(number, chance, names) for number in range(2)]
-    return decoded([*networks, *(machine(number, chance, names) for number in range(3))])
+    storage = [make(number, chance, names) for make in (image, pool, volume) for number in range(2)]
+    return decoded([*networks, *storage, *(machine(number, chance, names) for number in range(3))])
 
 
 @pytest.mark.libvirt

@@ -25,7 +25,7 @@ PLURAL = "networks"
 SHORT = "net"
 
 
-def host_key(ref: Ref, spec: Spec | None) -> Key:
+def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
     """The network of libvirt."""
     return Key("network", (spec.name_on_host if spec else None) or ref.name)
 

@@ -11,18 +11,19 @@ from kvmd.api.mark import Mark, derived_uuid
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
+from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, resolve
 from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
-from kvmd.kinds.virtual_machine.want import Wanted, attached_to, known_devices, wanted
-from kvmd.observed import Domain, File, Key
+from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
+from kvmd.observed import Domain, Key
 from kvmd.plan.difference import Change, differences, is_owned
 from kvmd.plan.look import Look
 from kvmd.plan.model import Applied, Draft
+from kvmd.plan.paths import refuse_outside
 
 KIND = "VirtualMachine"
 PLURAL = "virtualmachines"
@@ -31,14 +32,14 @@ SHORT = "vm"
 __all__ = ["KIND", "PLURAL", "SHORT", "Spec", "State"]
 
 
-def host_key(ref: Ref, spec: Spec | None) -> Key:
+def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
     """The domain of libvirt."""
     return Key("domain", (spec.name_on_host if spec else None) or ref.name)
 
 
 def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
     """What its NICs are attached to; to a Network, with what a reservation needs."""
-    found = []
+    found = [Reference(ref, target) for target in objects_of(spec)]
     for nic in spec.interfaces:
         target = attached_to(nic)
         if target is not None:
@@ -53,6 +54,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     """Its name, its writable disks, its TAPs, MACs, reserved addresses and ports on the host."""
     found = [Claim("domain", host_key(ref, spec).name)]
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
+    found += [Claim("disk", f"Volume/{disk.volume}") for disk in spec.disks if disk.volume and not disk.read_only]
     for nic in spec.interfaces:
         found += [Claim("tap", nic.tap)] if nic.tap else []
         found += [Claim("mac", nic.mac)] if nic.mac else []
@@ -79,33 +81,42 @@ def plan(ref: Ref, look: Look) -> Draft:
     assert resource is not None and isinstance(resource.spec, Spec)
     fact = look.fact(look.key(ref))
     domain = fact if isinstance(fact, Domain) else None
-    _allowed(resource, look)
-    known = known_devices(resource, look)
-    config = read(xmlmap.parse(domain.config), known) if domain is not None and domain.config else None
-    want = wanted(resource, domain, config, look)
+    consoles = (serial.file for serial in resource.spec.serials if serial.file)
+    refuse_outside(ref, (*files(resource.spec), *consoles), look)
+    root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
+    # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
+    unresolved = read(root, Known()) if root is not None else None
+    origins = resolve(resource.spec, unresolved, look)
+    known = known_devices(resource, origins.spec, look)
+    config = read(root, known) if root is not None else None
+    want = wanted(resource, origins.spec, domain, config, look)
+    want = replace(want, resolved=dict(want.resolved) | dict(origins.files))
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
     absent = absent_files(resource.spec, look)
     # A guest that could not start again is not shut down for the sake of a restart.
-    restart = domain is not None and domain.active and not absent and _restarts(resource, domain, running, look)
+    startable = not absent and not origins.unknown and all(look.usable(ref) for ref in objects_of(resource.spec))
+    restart = domain is not None and domain.active and startable and _restarts(resource, domain, running, look)
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
-    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look)
+    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
     operations = (*power.before_definition(resource, domain, look), *definition, *now.operations)
-    conditions = (*acts.conditions, *running.conditions, *now.conditions, *_fallback(want))
+    conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
-    needs = _needs(resource.spec, operations)
+    needs = needs_of(resource.spec, operations)
     return Draft(
         operations,
         _once_each((*changes, *running.changes), want.state),
         running.pending,
         conditions,
-        needs,
+        tuple(dict.fromkeys(ref for each in needs for ref in each)),
         status_of(resource, domain, live, want.state, known, look),
         min(wakes, default=None),
         acts.settled and running.wake_at is None and now.all,
         acts.reason if not changes and not running.changes else "",
+        needed_by=needs,
+        asked_elsewhere=_moved(domain, origins.files),
     )
 
 
@@ -131,28 +142,17 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     )
 
 
+def _moved(domain: Domain | None, files: tuple[tuple[str, str], ...]) -> bool:
+    """True where an object that it stands on is another file than when the definition was written."""
+    then = domain.mark.resolved if domain is not None and domain.mark is not None else {}
+    return any(then.get(name, path) != path for name, path in files)
+
+
 def _spec_of(applied: Applied | None) -> Spec | None:
     try:
         return Spec.model_validate(applied.written) if applied is not None else None
     except ValueError:
         return None
-
-
-def _allowed(resource: Resource, look: Look) -> None:
-    """Refuse files outside of what the host's policy lets specs name, links followed."""
-    spec = resource.spec
-    assert isinstance(spec, Spec)
-    roots = look.rules.allowed_paths
-    consoles = [serial.file for serial in spec.serials if serial.file]
-    for path in (*files(spec), *consoles):
-        fact = look.fact(Key("file", path))
-        real = fact.real if isinstance(fact, File) and fact.real else path
-        for name in dict.fromkeys((path, real)):
-            if roots and not any(name == root or name.startswith(root.rstrip("/") + "/") for root in roots):
-                raise Refused(
-                    f"{resource.ref}: {name} lies outside of what specs may name on this host ({', '.join(roots)})",
-                    hint="move the file, or extend policy.allowedPaths in kvmd.yaml",
-                )
 
 
 def _definition(
@@ -207,7 +207,7 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
             or (change.after is None and change.path.endswith("]"))
             or is_owned(change.path, owned)
             or change.path in follows
-            or _is_medium(change.path, owned)
+            or _is_source(change.path, owned)
         )
     )
 
@@ -227,10 +227,13 @@ def _implied(change: Change, spec: Any) -> tuple[str, ...]:
     return ("cpu.model",) if change.path == "accelerator" else ()
 
 
-def _is_medium(path: str, owned: frozenset[str]) -> bool:
-    """A CD-ROM's source is written as ``media``."""
+def _is_source(path: str, owned: frozenset[str]) -> bool:
+    """A CD-ROM's source is written as ``media``, a disk's may be a ``volume``, a kernel's an ``image``."""
     device, _, leaf = path.rpartition(".")
-    return leaf == "path" and path.startswith("disks[") and is_owned(f"{device}.media", owned)
+    if path.startswith("kernelBoot."):
+        return leaf == "path" and is_owned(device, owned)
+    words = {"path": ("media", "volume", "path"), "format": ("media", "volume")}.get(leaf, ())
+    return path.startswith("disks[") and any(is_owned(f"{device}.{word}", owned) for word in words)
 
 
 def _running(
@@ -293,12 +296,6 @@ def _restarts(resource: Resource, domain: Domain, running: LiveChanges, look: Lo
     if not running.pending or spec.update_policy.restart == "Never":
         return False
     return spec.update_policy.restart == "Automatic" or memory.approved_hash == resource.spec_hash
-
-
-def _needs(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[Ref, ...]:
-    if not any(isinstance(item, ops.DomainStart | ops.DomainAttach | ops.DomainUpdateDevice) for item in operations):
-        return ()
-    return tuple(dict.fromkeys(target for nic in spec.interfaces if (target := attached_to(nic)) is not None))
 
 
 def _fallback(want: Wanted) -> tuple[Condition, ...]:

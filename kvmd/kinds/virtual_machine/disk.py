@@ -12,9 +12,17 @@ from kvmd.api.schema import Update, branch, leaf
 
 
 class Media(SpecModel):
-    """What lies in the tray of a CD-ROM."""
+    """What lies in the tray of a CD-ROM: exactly one."""
 
-    path: HostPath = leaf(about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
+    path: HostPath | None = leaf(None, about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
+    image: str | None = leaf(None, about="An Image.", example="debian-netinst")
+    volume: str | None = leaf(None, about="A Volume.", example="tools")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Media:
+        if sum(item is not None for item in (self.path, self.image, self.volume)) != 1:
+            raise ValueError("write exactly one of `path`, `image` and `volume`; an empty tray is `media: null`")
+        return self
 
 
 class Disk(SpecModel):
@@ -30,8 +38,17 @@ class Disk(SpecModel):
         example="/var/lib/libvirt/images/root.qcow2",
         unless="NextBoot for the file under a disk that is plugged in",
     )
+    volume: str | None = leaf(
+        None,
+        about="Volume, for a disk.",
+        example="web-root",
+        unless="NextBoot for the volume under a disk that is plugged in",
+    )
     format: Literal["raw", "qcow2"] | None = leaf(
-        None, about="Format of the file; never guessed.", example="qcow2", update=Update.NEXT_BOOT
+        None,
+        about="Format of the file at `path`; never guessed. A volume has its own.",
+        example="qcow2",
+        update=Update.NEXT_BOOT,
     )
     media: Media | None = branch(None, about="What lies in the tray of a CD-ROM; null is an empty tray.")
     bus: Literal["virtio", "scsi", "sata", "ide", "usb"] | None = leaf(
@@ -76,18 +93,20 @@ class Disk(SpecModel):
     @model_validator(mode="after")
     def _agree(self) -> Disk:
         if self.device == "cdrom":
-            if self.path is not None:
-                raise ValueError("a CD-ROM takes `media: {path: …}`, not `path`")
+            if self.path is not None or self.volume is not None:
+                raise ValueError("a CD-ROM takes `media: {path: …}` or `media: {volume: …}`, not a disk's source")
             if self.effective_bus == "virtio":
                 raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
             if self.effective_bus == "usb" and self.media is None:
                 raise ValueError("a CD-ROM on usb cannot be empty, libvirt refuses it; write `media`, or use sata")
             return self
         if self.media is not None:
-            raise ValueError("only a CD-ROM has media; write `device: cdrom`, or `path` for a disk")
-        if self.path is None:
-            raise ValueError("a disk needs exactly one source; write `path`")
-        if self.format is None:
+            raise ValueError("only a CD-ROM has media; write `device: cdrom`, or `path` or `volume` for a disk")
+        if (self.path is None) == (self.volume is None):
+            raise ValueError("a disk needs exactly one source; write `path` or `volume`")
+        if self.volume is not None and self.format is not None:
+            raise ValueError("a volume has its own format; take `format` out")
+        if self.path is not None and self.format is None:
             raise ValueError("a disk by path needs `format: raw` or `format: qcow2`; it is never guessed")
         if self.io == "native" and self.cache not in ("none", "directsync"):
             raise ValueError("io native needs `cache: none` or `cache: directsync`; QEMU refuses it with any other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from functools import lru_cache
@@ -178,7 +179,12 @@ def _add_nic(root: Element, nic: NicState) -> None:
 
 
 def _add_serial(root: Element, serial: SerialState) -> None:
-    element = ElementTree.SubElement(xmlmap.reach(root, "devices"), "serial", {"type": "pty"})
+    devices = xmlmap.reach(root, "devices")
+    used = {target.get("port") for target in devices.findall("serial/target")}
+    # Left to libvirt the next is one above the highest: after a few changes it is above the four that there are.
+    port = next(number for number in map(str, itertools.count()) if number not in used)
+    element = ElementTree.SubElement(devices, "serial", {"type": "pty"})
+    ElementTree.SubElement(element, "target", {"port": port})
     xmlmap.write(serial, element)
     ElementTree.SubElement(element, "alias", {"name": domain.ALIAS_SERIAL + serial.name})
 

@@ -103,7 +103,16 @@ class GuestMemory(SpecModel):
 class BootFile(SpecModel):
     """A kernel or initial RAM disk on the host."""
 
-    path: HostPath = leaf(about="File on the host.", example="/var/lib/kvmd/images/vmlinuz", update=Update.NEXT_BOOT)
+    path: HostPath | None = leaf(
+        None, about="File on the host.", example="/var/lib/kvmd/images/vmlinuz", update=Update.NEXT_BOOT
+    )
+    image: str | None = leaf(None, about="An Image.", example="vmlinuz", update=Update.NEXT_BOOT)
+
+    @model_validator(mode="after")
+    def _agree(self) -> BootFile:
+        if (self.path is None) == (self.image is None):
+            raise ValueError("write exactly one of `path` and `image`")
+        return self
 
 
 class KernelBoot(SpecModel):
@@ -233,6 +242,7 @@ class Spec(SpecModel):
         if len(orders) != len(set(orders)):
             raise ValueError("two devices have the same bootOrder")
         _once((disk.path for disk in self.disks), "the disk file")
+        _once((disk.volume for disk in self.disks), "the Volume")
         _once((nic.tap for nic in self.interfaces), "the Tap")
         _once((nic.mac for nic in self.interfaces), "the MAC address")
         forwards = [forward for nic in self.interfaces if nic.user for forward in nic.user.port_forward]

@@ -43,22 +43,29 @@ def absent_files(spec: Spec, look: Look) -> tuple[str, ...]:
     return tuple(path for path, fact in found if not isinstance(fact, File) or fact.kind not in ("regular", "block"))
 
 
-def possible(spec: Spec, operations: tuple[ops.Op, ...], absent: tuple[str, ...], look: Look) -> Possible:
-    """Leave out what would open a missing file or a TAP in use; everything beside it goes on."""
+def possible(
+    spec: Spec, operations: tuple[ops.Op, ...], absent: tuple[str, ...], look: Look, unknown: bool
+) -> Possible:
+    """Leave out what would open a missing file or a TAP in use; everything beside it goes on.
+
+    With *unknown* the guest cannot start: something that it stands on is known to nobody.
+    """
     lacking: dict[str, None] = {}
     held: dict[str, None] = {}
     kept: list[ops.Op] = []
     for operation in operations:
         files = [path for path in _opens(operation, spec) if path in absent]
         taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
-        if not files and not taps:
+        if not files and not taps and not (unknown and isinstance(operation, ops.DomainStart)):
             kept.append(operation)
         lacking |= dict.fromkeys(files)
         held |= dict.fromkeys(taps)
     if any(isinstance(item, ops.DomainStart) for item in operations if item not in kept):
         # A start that waits is not noted as begun: a guest that runs Once would never run.
         kept = [item for item in kept if not (isinstance(item, ops.LedgerWrite) and item.value in ("started", ""))]
-    return Possible(tuple(kept), tuple(_conditions(tuple(lacking), tuple(held), absent)), not lacking and not held)
+    return Possible(
+        tuple(kept), tuple(_conditions(tuple(lacking), tuple(held), absent)), not lacking and not held and not unknown
+    )
 
 
 def _opens(operation: ops.Op, spec: Spec) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from kvmd.errors import Refused, Unsupported
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.origins import attached_to
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
@@ -31,10 +32,8 @@ class Wanted:
     fallback: str = ""
 
 
-def known_devices(resource: Resource, look: Look) -> Known:
-    """How devices without an alias are to be named."""
-    spec = resource.spec
-    assert isinstance(spec, Spec)
+def known_devices(resource: Resource, spec: Spec, look: Look) -> Known:
+    """How devices without an alias are to be named; *spec* has every object resolved to its file."""
     applied = look.applied(resource.ref)
     nics = {nic.mac: nic.name for nic in spec.interfaces if nic.mac}
     for key, mac in (applied.resolved if applied else {}).items():
@@ -48,10 +47,9 @@ def known_devices(resource: Resource, look: Look) -> Known:
     )
 
 
-def wanted(resource: Resource, domain: Domain | None, config: State | None, look: Look) -> Wanted:
-    """Render the spec; what *config* has and the spec does not say is kept."""
-    spec, ref = resource.spec, resource.ref
-    assert isinstance(spec, Spec)
+def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State | None, look: Look) -> Wanted:
+    """Render *spec*, which has every object resolved; what *config* has and the spec does not say is kept."""
+    ref = resource.ref
     resolved: dict[str, str] = {}
     host = look.host()
     word = spec.accelerator or look.rules.accelerator
@@ -178,13 +176,6 @@ def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState
         link=nic.link,
         boot_order=nic.boot_order,
     )
-
-
-def attached_to(nic: Interface) -> Ref | None:
-    """The object that a NIC is attached to; None for user-mode networking."""
-    kinds = {"network": "Network", "bridge": "Bridge", "tap": "Tap"}
-    kind = kinds.get(nic.attachment)
-    return Ref(kind, str(getattr(nic, nic.attachment))) if kind else None
 
 
 def _attachment(nic: Interface, ref: Ref, look: Look) -> str:

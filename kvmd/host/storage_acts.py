@@ -1,0 +1,267 @@
+"""Acts on storage: pools through libvirt, files by qemu-img; what is made gets its name and mark when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import libvirt
+
+from kvmd import ops
+from kvmd.errors import Blocked, Refused, Retry
+from kvmd.host.attributes import put_mark
+from kvmd.host.disk_header import Header, read_header
+from kvmd.host.image_store import ImageStore
+from kvmd.host.libvirt_acts import LibvirtActs
+from kvmd.host.libvirt_connection import translate
+from kvmd.host.libvirt_storage import (
+    domains_naming,
+    find_pool,
+    pool_paths,
+    refresh_pool,
+    resize_block,
+    start_pool,
+    undefine_pool,
+)
+from kvmd.host.qemu_img import qemu_img
+from kvmd.host.storage_facts import StorageFacts, volume_id
+from kvmd.host.transfer import bring
+from kvmd.observed import Image
+
+TRASH = ".kvmd-trash"
+MOST_TRANSFERS = 3
+DAY_SECONDS = 86400.0
+TRASH_SECONDS = 7 * DAY_SECONDS
+
+
+class Storage:
+    """What all hands share: the image store, the facts, and how many transfers may run at once."""
+
+    def __init__(self, images: ImageStore, facts: StorageFacts) -> None:
+        self.images, self.facts = images, facts
+        self.transfers = threading.BoundedSemaphore(MOST_TRANSFERS)
+
+
+class StorageActs:
+    """One worker's hand on storage."""
+
+    def __init__(self, storage: Storage, libvirt: LibvirtActs) -> None:
+        self._storage, self._libvirt = storage, libvirt
+
+    def execute(self, operation: ops.StorageOp) -> None:
+        """Carry out one operation; raises a KvmdError that says what to do next."""
+        try:
+            self._match(operation)
+        except libvirt.libvirtError as error:
+            raise translate(error, operation.describe()) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            hint = "make room on that disk" if error.errno == errno.ENOSPC else "see: ls -ld on that path"
+            raise Retry(f"{operation.describe()}: {where}{error.strerror}", hint=hint) from error
+        finally:
+            self._storage.facts.mark_stale()
+
+    def _match(self, operation: ops.StorageOp) -> None:
+        match operation:
+            case ops.PoolDefine(path=path, xml=xml, mark=mark):
+                os.makedirs(path, mode=0o711, exist_ok=True)
+                put_mark(path, mark)
+                self._libvirt.call(operation, lambda connection: connection.storagePoolDefineXML(xml))
+            case ops.PoolStart(uuid=uuid):
+                self._libvirt.call(operation, lambda c: start_pool(c, uuid))
+            case ops.PoolSetAutostart(uuid=uuid, enabled=enabled):
+                self._libvirt.call(operation, lambda c: find_pool(c, uuid).setAutostart(int(enabled)))
+            case ops.PoolUndefine(uuid=uuid, path=path):
+                self._libvirt.call(operation, lambda c: undefine_pool(c, uuid))
+                put_mark(path, None)
+            case ops.PoolMark(path=path, mark=mark):
+                put_mark(path, mark)
+            case ops.ImageFetch():
+                self._transfer(operation, self._fetch)
+            case ops.ImageMark(name=name, mark=mark):
+                image = self._storage.images.read(name)
+                if image is not None:
+                    self._storage.images.write(replace(image, mark=mark))
+            case ops.ImageRemove(name=name):
+                self._remove_image(operation, self._storage.images.read(name))
+            case ops.VolumeCreate():
+                self._transfer(operation, self._create)
+            case ops.VolumeGrow():
+                self._grow(operation)
+            case ops.VolumeMark(path=path, mark=mark):
+                put_mark(path, mark)
+            case ops.VolumeTrash():
+                self._trash(operation)
+            case _:
+                raise Refused(f"no way to {operation.describe()} is known", hint="please report this as a bug")
+
+    def _transfer(self, operation: ops.StorageOp, act: Callable[[Any], None]) -> None:
+        """Run it beside few others, its progress shown under its name."""
+        try:
+            with self._storage.transfers:
+                act(operation)
+        finally:
+            self._storage.facts.ended(operation.name)
+
+    # ---------------------------------------------------------------------------------------------- images
+
+    def _fetch(self, operation: ops.ImageFetch) -> None:
+        images = self._storage.images
+        part, path = images.part(operation.name), images.path(operation.name)
+        twin = images.with_digest(operation.checksum) if operation.checksum else None
+        if twin is not None and not os.path.exists(part):
+            os.link(twin.path, part)
+        digest = bring_or_have(operation, part, twin, self._progress(operation.name))
+        size = os.stat(part).st_size
+        header = read_header(part, size)
+        _refuse_header(operation, header, part)
+        os.chmod(part, 0o444)
+        os.rename(part, path)
+        images.write(
+            Image(
+                operation.name, operation.name, path, operation.format, size, header.capacity, digest, operation.mark
+            )
+        )
+        images.supersede(operation.mark)
+        self._sweep(operation)
+
+    def _progress(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._storage.facts.progress(name, done, total)
+
+    def _sweep(self, operation: ops.StorageOp) -> None:
+        """Remove images that no spec asks for any more, as soon as nothing stands on them."""
+        for image in self._storage.images.superseded():
+            with contextlib.suppress(Blocked):
+                self._refuse_in_use(operation, image.path, f"image {image.name}")
+                self._storage.images.remove(image)
+
+    def _remove_image(self, operation: ops.ImageRemove, image: Image | None) -> None:
+        if image is None:
+            return
+        self._refuse_in_use(operation, image.path, operation.describe())
+        self._storage.images.remove(image)
+        self._sweep(operation)
+
+    def _refuse_in_use(self, operation: ops.StorageOp, path: str, what: str) -> None:
+        """Raise Blocked while a domain names the file or another file stands on it, whoever made those."""
+        users, folders = self._libvirt.call(operation, lambda c: (domains_naming(c, path), pool_paths(c)))
+        if users:
+            raise Blocked(f"{what}: used by {', '.join(users[:4])}", hint=f"see: virsh domblklist {users[0]}")
+        overlays = _overlays_on(path, folders)
+        if overlays:
+            raise Blocked(f"{what}: {', '.join(overlays[:4])} stands on it", hint="remove or flatten that first")
+
+    # --------------------------------------------------------------------------------------------- volumes
+
+    def _create(self, operation: ops.VolumeCreate) -> None:
+        folder, file = os.path.split(operation.path)
+        temporary = os.path.join(folder, f".kvmd-{file}.part")
+        if os.path.lexists(operation.path):
+            raise Retry(
+                f"{operation.path} is already there", hint=f"move it away, or choose another name: ls -l {folder}"
+            )
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # of a kvmd that was killed
+        try:
+            self._make(operation, temporary)
+            os.chmod(temporary, 0o600)
+            with open(temporary, "rb") as made:
+                os.fsync(made.fileno())
+                name = volume_id(operation.name, os.fstat(made.fileno()))
+            put_mark(temporary, replace(operation.mark, object_id=name))
+            os.link(temporary, operation.path)  # unlike a rename it replaces nothing
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        self._libvirt.call(operation, lambda c: refresh_pool(c, operation.name.partition("/")[0]))
+
+    def _make(self, operation: ops.VolumeCreate, path: str) -> None:
+        size = [str(operation.capacity)] if operation.capacity else []
+        if operation.source:
+            total = read_header(operation.source, os.stat(operation.source).st_size).capacity
+            report = self._progress(operation.name)
+            words = ("convert", "-p", "-f", operation.source_format, "-O", operation.format, operation.source, path)
+            qemu_img(*words, progress=lambda share: report(int(share * total), total))
+            if size:
+                qemu_img("resize", "-f", operation.format, path, *size)
+        elif operation.backing:
+            backing = ("-F", operation.backing_format, "-b", operation.backing)
+            qemu_img("create", "-q", "-f", operation.format, *backing, path, *size)
+        else:
+            qemu_img("create", "-q", "-f", operation.format, path, *size)
+
+    def _grow(self, operation: ops.VolumeGrow) -> None:
+        """In the guest where one runs on it; a file that QEMU holds is locked against qemu-img."""
+        now = read_header(operation.path, os.stat(operation.path).st_size).capacity
+        if now > operation.capacity:
+            raise Refused(f"{operation.describe()}: it has {now} bytes already", hint="a volume never shrinks")
+        if operation.uuid:
+            self._libvirt.call(operation, lambda c: resize_block(c, operation))
+        else:
+            qemu_img("resize", "-q", "-f", operation.format, operation.path, str(operation.capacity))
+
+    def _trash(self, operation: ops.VolumeTrash) -> None:
+        self._refuse_in_use(operation, operation.path, operation.describe())
+        folder, file = os.path.split(operation.path)
+        trash = os.path.join(folder, TRASH)
+        os.makedirs(trash, mode=0o700, exist_ok=True)
+        put_mark(operation.path, None)
+        os.rename(operation.path, os.path.join(trash, f"{int(time.time())}-{file}"))
+        _empty(trash)
+        self._libvirt.call(operation, lambda c: refresh_pool(c, operation.name.partition("/")[0]))
+
+
+def bring_or_have(
+    operation: ops.ImageFetch, part: str, twin: Image | None, progress: Callable[[int, int], None]
+) -> str:
+    """The digest of the file at *part*; where the store had the same content already nothing is fetched."""
+    if twin is not None and os.path.exists(part) and os.path.samefile(twin.path, part):
+        return twin.digest
+    return bring(operation, part, progress)
+
+
+def _refuse_header(operation: ops.ImageFetch, header: Header, part: str) -> None:
+    """Refuse what is not what its spec says, and what would read other files of this host."""
+    source = operation.url or operation.path
+    if header.format != operation.format:
+        os.unlink(part)
+        raise Refused(f"{source} is {header.format}, not {operation.format}", hint=f"write `format: {header.format}`")
+    if header.backing or header.data_file:
+        os.unlink(part)
+        what = f"stands on {header.backing}" if header.backing else "keeps its data in another file"
+        raise Refused(f"{source} {what}", hint="make it whole first: qemu-img convert -O qcow2 OLD NEW")
+
+
+def _overlays_on(path: str, folders: list[str]) -> list[str]:
+    found = []
+    for folder in {*folders, os.path.dirname(path)}:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(folder):
+                with contextlib.suppress(OSError):
+                    if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, path):
+                        found.append(entry.path)
+    return sorted(found)
+
+
+def _stands_on(overlay: str, path: str) -> bool:
+    if overlay == path:
+        return False
+    header = read_header(overlay, 0)
+    backing = os.path.join(os.path.dirname(overlay), header.backing) if header.backing else ""
+    return backing == path
+
+
+def _empty(trash: str) -> None:
+    """Remove for good what has lain there for longer than a week."""
+    now = time.time()
+    for name in os.listdir(trash):
+        when = name.partition("-")[0]
+        if when.isdecimal() and now - int(when) > TRASH_SECONDS:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(trash, name))

@@ -1,0 +1,152 @@
+"""Facts about storage: files in the directories of pools, the image store, and transfers under way.
+
+A pool's directory is listed after every change that kvmd makes there, when the pool changes, and with each relist;
+in between, only files that carry a mark are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from kvmd.host.attributes import mark_on
+from kvmd.host.disk_header import read_header
+from kvmd.host.image_store import ImageStore
+from kvmd.observed import Fact, Holders, Image, Key, Pool, Transfer, Volume
+
+TELL_EVERY_SECONDS = 0.5
+HIDDEN = "."  # what is being made, and the trash, begin with it
+
+
+class StorageFacts:
+    """Volumes, images and transfers; every fact stays the same object while nothing changes."""
+
+    def __init__(self, images: ImageStore, relist: float, wake: Callable[[], None]) -> None:
+        self._images, self._relist, self._wake = images, relist, wake
+        self._lock = threading.Lock()
+        self._stale = True
+        self._listed_at = 0.0
+        self._pools: tuple[Pool, ...] = ()
+        self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
+        self._store: Mapping[Key, Fact] = {}
+        self._transfers: dict[str, Transfer] = {}
+        self._told = 0.0
+        self.facts: Mapping[Key, Fact] = {}
+
+    def mark_stale(self) -> None:
+        """List everything again at the next look."""
+        with self._lock:
+            self._stale = True
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """A transfer has come so far; called by the thread that makes it."""
+        with self._lock:
+            self._transfers[name] = Transfer(name, done, total)
+            if time.monotonic() - self._told < TELL_EVERY_SECONDS:
+                return
+            self._told = time.monotonic()
+        self._wake()
+
+    def ended(self, name: str) -> None:
+        """A transfer has ended, well or not."""
+        with self._lock:
+            self._transfers.pop(name, None)
+            self._stale = True
+
+    def look(self, libvirt: Mapping[Key, Fact], users: Mapping[str, tuple[str, ...]]) -> Mapping[Key, Fact]:
+        """All facts; the same mapping as before where nothing changed. *users* are the domains that name a file."""
+        pools = tuple(fact for fact in libvirt.values() if isinstance(fact, Pool) and fact.type == "dir")
+        with self._lock:
+            stale, self._stale = self._stale, False
+            transfers = dict(self._transfers)
+        if stale or pools != self._pools or time.monotonic() - self._listed_at > self._relist:
+            self._list(pools)
+        else:
+            self._look_at_marked()
+        found: dict[Key, Fact] = dict(self._store)
+        found.update({key: volume for key, (_, volume) in self._volumes.items()})
+        found.update({Key("transfer", name): transfer for name, transfer in transfers.items()})
+        found.update(self._look_at_holders(users))
+        if found.keys() != self.facts.keys() or any(found[key] is not self.facts[key] for key in found):
+            self.facts = found
+        return self.facts
+
+    def _look_at_holders(self, users: Mapping[str, tuple[str, ...]]) -> dict[Key, Fact]:
+        """Who stands on each of our files."""
+        overlays: dict[str, list[str]] = {}
+        ours = [image.path for image in self._store.values() if isinstance(image, Image)]
+        for _, volume in self._volumes.values():
+            if volume.backing:
+                folder = os.path.dirname(volume.path)
+                overlays.setdefault(os.path.join(folder, volume.backing), []).append(volume.path)
+            if volume.mark is not None:
+                ours.append(volume.path)
+        found: dict[Key, Fact] = {}
+        for path in ours:
+            holders = Holders(path, users.get(path, ()), tuple(sorted(overlays.get(path, ()))))
+            if holders.domains or holders.overlays:
+                key = Key("holders", path)
+                known = self.facts.get(key)
+                found[key] = known if known is not None and known == holders else holders
+        return found
+
+    def _list(self, pools: tuple[Pool, ...]) -> None:
+        self._pools, self._listed_at = pools, time.monotonic()
+        before, self._volumes = self._volumes, {}
+        for pool in pools:
+            for name in _files_in(pool):
+                key = Key("volume", f"{pool.name}/{name}")
+                self._take(key, os.path.join(pool.path, name), before.get(key), anew=True)
+        self._store = self._images.facts()
+
+    def _look_at_marked(self) -> None:
+        for key, known in list(self._volumes.items()):
+            if known[1].mark is not None:
+                del self._volumes[key]
+                self._take(key, known[1].path, known, anew=False)
+
+    def _take(self, key: Key, path: str, known: tuple[tuple[int, ...], Volume] | None, anew: bool) -> None:
+        """One file; its header is read again where it is another file, or was written to by nobody but us."""
+        try:
+            status = os.stat(path, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            identity = (status.st_dev, status.st_ino)
+            if known is not None and known[0] == identity and not anew:
+                self._volumes[key] = known
+                return
+            fact = _volume(key.name, path, status)
+        except OSError:
+            return
+        self._volumes[key] = known if known is not None and known == (identity, fact) else (identity, fact)
+
+
+def _files_in(pool: Pool) -> Iterator[str]:
+    try:
+        names = sorted(os.listdir(pool.path))
+    except OSError:
+        return
+    yield from (name for name in names if not name.startswith(HIDDEN))
+
+
+def _volume(name: str, path: str, status: os.stat_result) -> Volume:
+    header = read_header(path, status.st_size)
+    return Volume(
+        name=name,
+        uuid=volume_id(name, status),
+        path=path,
+        format=header.format,
+        capacity=header.capacity,
+        backing=header.backing,
+        backing_format=header.backing_format,
+        data_file=header.data_file,
+        mark=mark_on(path),
+    )
+
+
+def volume_id(name: str, status: os.stat_result) -> str:
+    """What names this very file: a copy of it, mark and all, has another inode."""
+    return f"{name}#{status.st_ino}"

@@ -1,0 +1,217 @@
+"""Bringing an image here: a download that goes on where it ended, or a copy; then its checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
+
+from kvmd import ops
+from kvmd.errors import Refused, Retry
+
+CHUNK_BYTES = 1 << 20
+LIST_BYTES = 8 << 20
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
+VALIDATOR = ".validator"
+
+Progress = Callable[[int, int], None]  # bytes that came, bytes in all (0: nobody knows)
+
+_SUM_LINE = re.compile(r"(?P<digits>[0-9a-fA-F]{64}|[0-9a-fA-F]{128})\s+\*?(?P<name>\S.*)")
+_SUM_BSD = re.compile(r"SHA(?:256|512) \((?P<name>.+)\) = (?P<digits>[0-9a-fA-F]{64,128})")
+
+
+def bring(operation: ops.ImageFetch, part: str, progress: Progress) -> str:
+    """Bring the file to *part* and check it; ``sha256:`` of what came. Raises Retry or Refused."""
+    wanted = operation.checksum or _listed_checksum(operation)
+    try:
+        if operation.url:
+            _download(operation.url, part, progress)
+        else:
+            _copy(operation.path, part, progress)
+        found = digests(part, wanted)
+    except OSError as error:
+        raise _from_system(error, operation, part) from error
+    if wanted and wanted not in found:
+        _forget(part)
+        actual = next(digest for digest in found if digest.startswith(wanted.partition(":")[0]))
+        raise Refused(
+            f"{operation.url or operation.path}: the checksum is {actual}, the spec asks for {wanted}; what came was "
+            "thrown away",
+            hint="put the right checksum or source into the spec, or try again: kvmd reconcile",
+        )
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part + VALIDATOR)
+    return found[0]
+
+
+def digests(path: str, wanted: str) -> list[str]:
+    """sha256, and the algorithm of *wanted* where that is another. Raises OSError."""
+    algorithms = ["sha256", *(["sha512"] if wanted.startswith("sha512:") else [])]
+    hashes = [hashlib.new(name) for name in algorithms]
+    with open(path, "rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            for item in hashes:
+                item.update(data)
+    return [f"{name}:{item.hexdigest()}" for name, item in zip(algorithms, hashes, strict=True)]
+
+
+def _forget(part: str) -> None:
+    for path in (part, part + VALIDATOR):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _from_system(error: OSError, operation: ops.ImageFetch, part: str) -> Retry:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Retry(
+            f"{operation.describe()}: the disk of {os.path.dirname(part)} is full; what came is kept",
+            hint=f"make room: df {os.path.dirname(part)}",
+        )
+    return Retry(f"{operation.describe()}: {error.strerror or error}", hint=f"ls -l {operation.path or part}")
+
+
+# ------------------------------------------------------------------------------------------------ copy
+
+
+def _copy(source: str, part: str, progress: Progress) -> None:
+    with open(source, "rb") as origin, open(part, "wb") as target:
+        total, done = os.fstat(origin.fileno()).st_size, 0
+        while data := origin.read(CHUNK_BYTES):
+            target.write(data)
+            done += len(data)
+            progress(done, total)
+        _settle(target)
+
+
+def _settle(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+# -------------------------------------------------------------------------------------------- download
+
+
+def _download(url: str, part: str, progress: Progress) -> None:
+    """Ask for what is missing, if the server still has the same file; else for all of it."""
+    have, validator = _so_far(part)
+    headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
+    with _get(url, headers) as answer:
+        if answer.status == 416:  # the part is as long as the file, or longer: begin again
+            _forget(part)
+            raise Retry(f"{url}: the server no longer has what came in part", hint="it is fetched anew")
+        resumed = answer.status == 206
+        done = have if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = done + int(length) if length and length.isdecimal() else 0
+        _room_for(total - done, part)
+        _note_validator(part, answer.headers)
+        with open(part, "ab" if resumed else "wb") as target:
+            for data in _chunks(answer, url, total):
+                target.write(data)
+                done += len(data)
+                progress(done, total)
+            _settle(target)
+    if total and done != total:
+        raise Retry(f"{url}: the connection ended at {done} of {total} bytes", hint="it is gone on with from there")
+
+
+def _so_far(part: str) -> tuple[int, str]:
+    """How much came before, and what names the file it came from; nothing where that is not known."""
+    try:
+        with open(part + VALIDATOR, encoding="ascii") as file:
+            validator = file.read().strip()
+        return (os.path.getsize(part), validator) if validator else (0, "")
+    except (OSError, UnicodeDecodeError):
+        return 0, ""
+
+
+def _note_validator(part: str, headers: Any) -> None:
+    """Only a strong ETag or a date can name a file for If-Range (RFC 9110, 13.1.5)."""
+    tag = headers.get("ETag", "")
+    validator = tag if tag.startswith('"') else headers.get("Last-Modified", "")
+    with open(part + VALIDATOR, "w", encoding="ascii", errors="replace") as file:
+        file.write(validator)
+
+
+def _room_for(needed: int, part: str) -> None:
+    free = shutil.disk_usage(os.path.dirname(part)).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _get(url: str, headers: dict[str, str]) -> Iterator[Any]:
+    """The answer to a GET, unread; raises Retry for what may pass by itself."""
+    import urllib3
+
+    timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+    retries = urllib3.Retry(connect=1, read=0, redirect=5, status=0, raise_on_status=False)
+    pool = urllib3.PoolManager(timeout=timeout, retries=retries, headers={"Accept-Encoding": "identity"})
+    with pool:
+        try:
+            answer = pool.request(
+                "GET", url, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise Retry(f"{url}: {_reason(error)}", hint=f"try: curl -I {url}") from error
+        try:
+            if answer.status not in (200, 206, 416):
+                raise Retry(f"{url}: the server answers {answer.status} {answer.reason}", hint=f"try: curl -I {url}")
+            yield answer
+        finally:
+            answer.release_conn()
+
+
+def _chunks(answer: Any, url: str, total: int) -> Iterator[bytes]:
+    import urllib3
+
+    try:
+        yield from answer.stream(CHUNK_BYTES)
+    except urllib3.exceptions.HTTPError as error:
+        of = f" of {total} bytes" if total else ""
+        raise Retry(f"{url}: broken off{of}: {_reason(error)}", hint="it is gone on with from there") from error
+
+
+def _reason(error: Exception) -> str:
+    cause: Any = getattr(error, "reason", None) or error
+    return str(cause)
+
+
+# ------------------------------------------------------------------------------------------- checksums
+
+
+def _listed_checksum(operation: ops.ImageFetch) -> str:
+    """The image's line in a list of checksums; "" where there is no list."""
+    if operation.checksum_url:
+        with _get(operation.checksum_url, {}) as answer:
+            data: bytes = answer.read(LIST_BYTES)
+    elif operation.checksum_path:
+        try:
+            with open(operation.checksum_path, "rb") as file:
+                data = file.read(LIST_BYTES)
+        except OSError as error:
+            raise Retry(f"{operation.checksum_path}: {error.strerror}", hint="put the list there") from error
+    else:
+        return ""
+    name = os.path.basename(unquote(urlsplit(operation.url).path) if operation.url else operation.path)
+    checksum = checksum_of(name, data.decode("utf-8", "replace"))
+    if not checksum:
+        where = operation.checksum_url or operation.checksum_path
+        raise Refused(f"{where} has no line for {name}", hint="write `checksum` into the spec instead")
+    return checksum
+
+
+def checksum_of(name: str, text: str) -> str:
+    """The checksum of a file by its line in SHA256SUMS or SHA512SUMS, of coreutils or of BSD; "" for none."""
+    for line in text.splitlines():
+        match = _SUM_LINE.fullmatch(line.strip()) or _SUM_BSD.fullmatch(line.strip())
+        if match is not None and os.path.basename(match["name"]) == name:
+            digits = match["digits"].lower()
+            return f"{'sha256' if len(digits) == 64 else 'sha512'}:{digits}"
+    return ""

@@ -1,0 +1,137 @@
+"""Disks, media and boot files that a spec names by object: which file each is, and what needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from kvmd import ops
+from kvmd.api.resource import Ref
+from kvmd.api.status import BLOCKED, Condition
+from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
+from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.spec import BootFile, Spec
+from kvmd.plan.look import Look
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """The spec with every object resolved to its file; *unknown* are objects that nobody knows."""
+
+    spec: Spec
+    unknown: tuple[Ref, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()  # which file each object is: what the mark remembers
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What to say of the unknown."""
+        return tuple(
+            Condition(
+                BLOCKED, True, "WaitsForObject", f"waits for {ref}: no spec names it; type: kvmd get {ref.kind}"
+            )
+            for ref in self.unknown
+        )
+
+
+def stands_on(disk: Disk) -> Ref | None:
+    """The object behind a disk or in a tray; None for a plain path."""
+    if disk.volume:
+        return Ref("Volume", disk.volume)
+    media = disk.media
+    if media is None:
+        return None
+    return Ref("Volume", media.volume) if media.volume else Ref("Image", media.image) if media.image else None
+
+
+def boots_from(spec: Spec) -> tuple[Ref, ...]:
+    """The images of kernelBoot."""
+    boot = spec.kernel_boot
+    return (
+        tuple(Ref("Image", file.image) for file in (boot.kernel, boot.initrd) if file and file.image) if boot else ()
+    )
+
+
+def objects_of(spec: Spec) -> tuple[Ref, ...]:
+    """Every object of storage that it stands on."""
+    found = (stands_on(disk) for disk in spec.disks)
+    return tuple(dict.fromkeys((*(ref for ref in found if ref is not None), *boots_from(spec))))
+
+
+def attached_to(nic: Interface) -> Ref | None:
+    """The object that a NIC is attached to; None for user-mode networking."""
+    kinds = {"network": "Network", "bridge": "Bridge", "tap": "Tap"}
+    kind = kinds.get(nic.attachment)
+    return Ref(kind, str(getattr(nic, nic.attachment))) if kind else None
+
+
+def needs_of(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[tuple[Ref, ...], ...]:
+    """For each operation the objects that must be usable first; what is noted of a start waits with the start."""
+    everything = tuple(dict.fromkeys((*objects_of(spec), *(t for nic in spec.interfaces if (t := attached_to(nic))))))
+    by_alias: dict[str, Ref | None] = {ALIAS_DISK + disk.name: stands_on(disk) for disk in spec.disks}
+    by_alias |= {ALIAS_NIC + nic.name: attached_to(nic) for nic in spec.interfaces}
+    starts = any(isinstance(item, ops.DomainStart) for item in operations)
+
+    def needs(operation: ops.Op) -> tuple[Ref, ...]:
+        if isinstance(operation, ops.DomainStart):
+            return everything
+        if isinstance(operation, ops.LedgerWrite) and operation.entry == "once" and starts:
+            return everything
+        if isinstance(operation, ops.DomainAttach | ops.DomainUpdateDevice):
+            target = by_alias.get(operation.alias)
+            return (target,) if target is not None else ()
+        return ()
+
+    return tuple(needs(operation) for operation in operations)
+
+
+def resolve(spec: Spec, config: State | None, look: Look) -> Origins:
+    """Put the file in the place of each object; what nobody knows is left as the definition has it, or out."""
+    if not objects_of(spec):
+        return Origins(spec)
+    files: dict[str, str] = {}
+    unknown: dict[Ref, None] = {}
+    present = {disk.name: disk.source for disk in config.disks} if config else {}
+    disks = []
+    for disk in spec.disks:
+        target = stands_on(disk)
+        found = look.file(target) if target is not None else None
+        if target is not None and found is None:
+            unknown[target] = None
+        if target is not None and found is not None:
+            files[f"file.{target}"] = found[0]
+        if target is None:
+            disks.append(disk)
+        elif found is not None:
+            disks.append(_with_file(disk, *found))
+        elif disk.name in present:
+            disks.append(_with_file(disk, present[disk.name], disk.format or "qcow2"))
+    changes: dict[str, object] = {"disks": tuple(disks)}
+    if spec.kernel_boot is not None:
+        boot: Mapping[str, BootFile | None] = dict(_boot_files(spec, config, look, unknown))
+        changes["kernel_boot"] = spec.kernel_boot.model_copy(update=boot)
+        files |= {f"file.{ref}": found[0] for ref in boots_from(spec) if (found := look.file(ref)) is not None}
+    return Origins(spec.model_copy(update=changes), tuple(unknown), tuple(files.items()))
+
+
+def _with_file(disk: Disk, path: str | None, format: str) -> Disk:
+    if disk.media is not None:
+        media = disk.media.model_copy(update={"path": path, "volume": None, "image": None})
+        return disk.model_copy(update={"media": media if path else None, "format": format})
+    return disk.model_copy(update={"path": path, "volume": None, "format": format})
+
+
+def _boot_files(
+    spec: Spec, config: State | None, look: Look, unknown: dict[Ref, None]
+) -> Iterator[tuple[str, BootFile | None]]:
+    assert spec.kernel_boot is not None
+    for name in ("kernel", "initrd"):
+        file: BootFile | None = getattr(spec.kernel_boot, name)
+        if file is None or not file.image:
+            continue
+        target = Ref("Image", file.image)
+        found = look.file(target)
+        if found is None:
+            unknown[target] = None
+        path = found[0] if found is not None else getattr(config, name, None)
+        yield name, file.model_copy(update={"path": path, "image": None}) if path else None

@@ -1,0 +1,318 @@
+"""Images, pools and volumes on the real QEMU driver: fetched once, grown live, never lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guest import ARGS, guest_files
+from hermetic import Agent, wait_until
+from test_main_path import last_tick, says
+
+pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
+
+PORT = 8099
+URL = f"http://127.0.0.1:{PORT}"
+
+
+class ImageServer:
+    """The server, in the namespaces of an agent; its folder, and what was asked of it."""
+
+    def __init__(self, agent: Agent, folder: Path) -> None:
+        self.folder, self._log = folder / "served", folder / "asked.log"
+        self.folder.mkdir()
+        self._log.touch()
+        script = str(Path(__file__).with_name("image_server.py"))
+        command = agent.hermetic.inside(sys.executable, script, str(self.folder), str(PORT), str(self._log))
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        probe = f"import socket; socket.create_connection(('127.0.0.1', {PORT}), 1)"
+        wait_until(
+            lambda: (
+                subprocess.run(agent.hermetic.inside(sys.executable, "-c", probe), capture_output=True).returncode
+                == 0
+            ),
+            20,
+            "the image server answers",
+        )
+
+    @property
+    def asked(self) -> list[str]:
+        """The requests so far: method, path, range."""
+        return self._log.read_text().splitlines()
+
+    def offer(self, name: str, data: bytes) -> str:
+        """Serve a file; its sha256."""
+        (self.folder / name).write_bytes(data)
+        return "sha256:" + hashlib.sha256(data).hexdigest()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def server(agent: Agent, tmp_path: Path) -> Iterator[ImageServer]:
+    """An image server beside the agent."""
+    made = ImageServer(agent, tmp_path)
+    yield made
+    made.close()
+    agent.stop()
+    hermetic = agent.hermetic
+    for name in hermetic.virsh("list", "--all", "--name").split():
+        hermetic.virsh("destroy", name, check=False)
+        hermetic.virsh("undefine", name, check=False)
+    for name in hermetic.virsh("pool-list", "--all", "--name").split():
+        hermetic.virsh("pool-destroy", name, check=False)
+        hermetic.virsh("pool-undefine", name, check=False)
+
+
+def image(name: str, source: str, format: str = "raw", more: str = "") -> str:
+    """An Image from a URL or a path."""
+    word = "url" if "://" in source else "path"
+    return f"""---
+apiVersion: kvmd.dev/v1alpha1
+kind: Image
+metadata: {{name: {name}}}
+spec:
+  source: {{{word}: "{source}"}}
+  format: {format}
+{more}
+"""
+
+
+def pool(path: Path) -> str:
+    """The pool `disks`."""
+    return f"""---
+apiVersion: kvmd.dev/v1alpha1
+kind: StoragePool
+metadata: {{name: disks}}
+spec: {{path: {path}}}
+"""
+
+
+def volume(name: str, spec: str, annotations: str = "") -> str:
+    """A Volume in that pool."""
+    notes = f", annotations: {{{annotations}}}" if annotations else ""
+    return f"""---
+apiVersion: kvmd.dev/v1alpha1
+kind: Volume
+metadata: {{name: {name}{notes}}}
+spec: {{pool: disks, {spec}}}
+"""
+
+
+def guest(folder: Path, disks: str, boot: str, strategy: str = "Always") -> str:
+    """A guest that reads every disk and medium to the last byte and says what it found."""
+    return f"""---
+apiVersion: kvmd.dev/v1alpha1
+kind: VirtualMachine
+metadata: {{name: web}}
+spec:
+  runStrategy: {strategy}
+  accelerator: tcg
+  memory: {{guest: 128Mi}}
+  kernelBoot: {{{boot}, args: "{ARGS} kvmd.tick=1 kvmd.sum=1"}}
+  disks: {disks}
+  devices: {{serial: [{{name: console, file: {folder}/web.console}}]}}
+"""
+
+
+def boot_paths() -> str:
+    files = guest_files()
+    return f"kernel: {{path: {files.kernel}}}, initrd: {{path: {files.initrd}}}"
+
+
+def status(agent: Agent, reference: str) -> dict[str, object]:
+    found = agent.object(reference)
+    assert found is not None
+    return found["status"]  # type: ignore[no-any-return]
+
+
+def qemu_img_info(path: str) -> dict[str, object]:
+    done = subprocess.run(["qemu-img", "info", "-U", "--output=json", path], capture_output=True, check=True)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_a_guest_boots_from_images_and_its_volume_grows_under_it(agent: Agent, server: ImageServer) -> None:
+    """Kernel and initrd from a URL, an overlay on a downloaded image, a blank disk that grows, and the plan first."""
+    folder, files = agent.folder, guest_files()
+    base = os.urandom(3 << 20) + bytes(5 << 20)
+    (folder / "base.raw").write_bytes(base)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", folder / "base.raw", folder / "base.qcow2"], check=True)
+    checksum = server.offer("base.qcow2", (folder / "base.qcow2").read_bytes())
+    server.offer("SHA256SUMS", f"{checksum.removeprefix('sha256:')} *base.qcow2\n".encode())
+    specs = (
+        image("kernel", files.kernel)
+        + image("initrd", files.initrd)
+        + image("base", f"{URL}/base.qcow2", "qcow2", f"  checksumFrom: {{url: {URL}/SHA256SUMS}}")
+        + pool(folder / "pool")
+        + volume("root", "from: {image: base}")
+        + volume("data", "format: raw, capacity: 8Mi")
+        + guest(
+            folder,
+            "[{name: root, volume: root}, {name: data, volume: data}]",
+            "kernel: {image: kernel}, initrd: {image: initrd}",
+        )
+    )
+    agent.write("all.yaml", specs)
+    planned = agent.kvmd("plan")
+    assert "create volume disks/root.qcow2 (qcow2) on " in planned and "start domain web" in planned, planned
+    agent.start()
+    digest = hashlib.sha256(base).hexdigest()
+    wait_until(
+        lambda: says(folder, "web", f"KVMD-SUM vd. size={8 << 20} sha256={digest}"), 90, "the overlay was read"
+    )
+    agent.wait_ready(
+        *(f"{kind}/{name}" for kind, name in (("Volume", "root"), ("Image", "base"), ("VirtualMachine", "web")))
+    )
+    domain_id = agent.hermetic.virsh("domid", "web").strip()
+    assert [line for line in server.asked if "base.qcow2" in line] == ["GET /base.qcow2 -"]
+    assert status(agent, "Image/base")["digest"] == checksum
+    assert "data.raw" in agent.hermetic.virsh("vol-list", "disks")
+    assert agent.kvmd("plan").startswith("No changes"), agent.kvmd("plan")
+    agent.write("all.yaml", specs.replace("capacity: 8Mi", "capacity: 24Mi"))
+    wait_until(lambda: f":{24 << 20}" in last_tick(folder, "web")["disks"], 30, "the guest sees the larger disk")
+    agent.wait_ready("Volume/data")
+    agent.write("all.yaml", specs.replace("capacity: 8Mi", "capacity: 16Mi"))
+    stalled = agent.wait_condition("Volume/data", "Stalled")
+    assert (
+        "never shrinks" in stalled["message"] and qemu_img_info(f"{folder}/pool/data.raw")["virtual-size"] == 24 << 20
+    )
+    assert agent.hermetic.virsh("domid", "web").strip() == domain_id
+
+
+def test_a_download_goes_on_where_it_broke_off_and_a_false_one_is_thrown_away(
+    agent: Agent, server: ImageServer
+) -> None:
+    data = os.urandom(6 << 20)
+    checksum = server.offer("big.raw", data)
+    wrong = "sha256:" + "0" * 64
+    agent.write(
+        "images.yaml",
+        image("half", f"{URL}/half/big.raw", more=f"  checksum: {checksum}")
+        + image("changing", f"{URL}/changing/big.raw", more=f"  checksum: {checksum}")
+        + image("wrong", f"{URL}/plain/big.raw", more=f"  checksum: {wrong}")
+        + image("gone", f"{URL}/missing/big.raw")
+        + image("other", f"{URL}/big.raw", "qcow2"),
+    )
+    agent.start()
+    agent.wait_ready("Image/half", "Image/changing", seconds=40)
+    assert "GET /half/big.raw bytes=3145728-" in server.asked
+    for name in ("half", "changing"):
+        assert Path(str(status(agent, f"Image/{name}")["path"])).read_bytes() == data
+    message = agent.wait_condition("Image/wrong", "Stalled")["message"]
+    assert checksum in message and wrong in message
+    assert "the server answers 404" in wait_until(lambda: problem(agent, "Image/gone"), 20)
+    assert "is raw, not qcow2" in agent.wait_condition("Image/other", "Stalled")["message"]
+    stored = sorted(path.name for path in (agent.folder / "state" / "images").glob("*.raw"))
+    assert [name.partition("-")[0] for name in stored] == ["changing", "half"]
+
+
+def without_brake(agent: Agent) -> None:
+    """Let everything go within an hour: the brake has tests of its own."""
+    settings = json.loads(agent.config.read_text())
+    settings["prune"]["maxPercent"] = 100
+    agent.config.write_text(json.dumps(settings))
+
+
+def problem(agent: Agent, reference: str) -> str:
+    """Every message of an object's conditions."""
+    item = agent.object(reference)
+    return " ".join(c["message"] for c in item["status"]["conditions"] if "attempt" in c["message"]) if item else ""
+
+
+def test_what_reads_other_files_of_the_host_is_no_image(agent: Agent, server: ImageServer, tmp_path: Path) -> None:
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", tmp_path / "e.qcow2", "1M"],
+        check=True,
+    )
+    agent.write("image.yaml", image("evil", str(tmp_path / "e.qcow2"), "qcow2"))
+    agent.start()
+    assert "stands on /etc/passwd" in agent.wait_condition("Image/evil", "Stalled")["message"]
+    assert not list((agent.folder / "state" / "images").glob("evil*"))
+
+
+def test_a_volume_outlives_its_spec_its_guest_and_a_mistake(agent: Agent, server: ImageServer) -> None:
+    """Retain keeps it for the same name, Delete moves it to the trash; what is lost stays lost."""
+    folder = agent.folder
+    kept, thrown = (
+        volume("kept", "capacity: 4Mi, format: raw"),
+        volume("thrown", "capacity: 4Mi, format: raw, reclaimPolicy: Delete", "kvmd.dev/prune: enabled"),
+    )
+    without_brake(agent)
+    keeper = pool(folder / "pool") + volume("other", "capacity: 1Mi")
+    machine = guest(folder, "[{name: kept, volume: kept}]", boot_paths())
+    agent.write("base.yaml", keeper)
+    agent.write("vols.yaml", kept + thrown)
+    agent.write("vm.yaml", machine)
+    agent.start()
+    agent.wait_ready("Volume/kept", "Volume/thrown", "Volume/other", "VirtualMachine/web", seconds=60)
+    path = folder / "pool" / "kept.raw"
+    wait_until(lambda: says(folder, "web", "KVMD-SUM vda"), 60)
+    agent.write("vols.yaml", kept)
+    wait_until(lambda: not (folder / "pool" / "thrown.raw").exists(), 30, "it is in the trash")
+    assert [file.name.partition("-")[2] for file in (folder / "pool" / ".kvmd-trash").iterdir()] == ["thrown.raw"]
+    (folder / "specs" / "vols.yaml").unlink()
+    held = agent.wait_condition("Volume/kept", "PruneHeld")
+    assert path.exists() and ("StillUsed" in held["reason"] or "Confirm" in held["reason"]), held
+    agent.remove("vm.yaml")
+    wait_until(lambda: "web" not in agent.hermetic.virsh("list", "--all"), 60, "the guest is gone")
+    assert path.exists()
+    wait_until(
+        lambda: (
+            agent.condition("Volume/kept", "PruneHeld") and "kvmd approve prune" in str(agent.object("Volume/kept"))
+        ),
+        20,
+    )
+    agent.kvmd("approve", "prune", "--yes")
+    wait_until(lambda: agent.object("Volume/kept") is None, 30)
+    inode = path.stat().st_ino
+    agent.write("vols.yaml", kept)
+    agent.wait_ready("Volume/kept")
+    assert path.stat().st_ino == inode, "the same file was taken back"
+    moved = folder / "elsewhere.raw"
+    os.rename(path, moved)
+    agent.kvmd("reconcile")
+    lost = agent.wait_condition("Volume/kept", "Stalled", 30)
+    assert lost["reason"] == "VolumeLost" and not path.exists()
+    os.rename(moved, path)
+    agent.kvmd("reconcile")
+    agent.wait_ready("Volume/kept")
+
+
+def test_a_file_that_is_there_is_never_overwritten_and_an_image_in_use_stays(
+    agent: Agent, server: ImageServer
+) -> None:
+    folder = agent.folder
+    without_brake(agent)
+    (folder / "pool").mkdir()
+    (folder / "pool" / "mine.raw").write_bytes(b"precious" * 1024)
+    base = folder / "base.raw"
+    base.write_bytes(os.urandom(1 << 20))
+    agent.write("pool.yaml", pool(folder / "pool") + volume("mine", "capacity: 4Mi, format: raw"))
+    agent.write("top.yaml", volume("top", "from: {image: base}"))
+    agent.write("image.yaml", image("base", str(base)))
+    agent.start()
+    agent.wait_ready("Volume/top")
+    assert agent.wait_condition("Volume/mine", "Conflict")["reason"] == "ExistsOnHost"
+    assert (folder / "pool" / "mine.raw").read_bytes() == b"precious" * 1024
+    stored = Path(str(status(agent, "Image/base")["path"]))
+    shutil.copy(folder / "pool" / "top.qcow2", folder / "pool" / "stranger.qcow2")
+    agent.remove("top.yaml")
+    agent.remove("image.yaml")
+    time.sleep(4)
+    agent.kvmd("approve", "prune", "--yes")
+    wait_until(lambda: agent.object("Volume/top") is None, 30)
+    wait_until(
+        lambda: "stranger.qcow2" in json.dumps(agent.object("Image/base")), 20, "it says what stands on the image"
+    )
+    assert stored.exists()
