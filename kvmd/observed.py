@@ -17,7 +17,7 @@ from kvmd.api.resource import Ref
 class Key(NamedTuple):
     """The name of a fact: what it is about and the name on the host."""
 
-    type: str  # domain | network | link | pool | volume | image | holders | transfer | file | ports | ledger | host
+    type: str  # domain | network | link | pool | volume | image | seed | file | … : what the fact is
     name: str
 
     def __str__(self) -> str:
@@ -164,6 +164,15 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """Something that a spec names and nobody may see: a digest of it, or why it cannot be used."""
+
+    name: str
+    digest: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Holders:
     """Who stands on one file: names of domains (definition or running self), and paths of overlays."""
 
@@ -237,7 +246,7 @@ class Host:
         return dict(self.machines).get(machine, machine)
 
 
-Fact = Link | Domain | Network | Pool | Volume | Image | Holders | Transfer | File | Ports | Ledger | Host
+Fact = Link | Domain | Network | Pool | Volume | Image | Holders | Transfer | Secret | File | Ports | Ledger | Host
 Marked = Link | Domain | Network | Pool | Volume | Image  # what can carry a mark
 
 

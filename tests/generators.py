@@ -202,6 +202,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         updatePolicy=[{"restart": word} for word in ("Never", "Manual", "Automatic")],
         driftPolicy=("Correct", "Report", "Ignore"),
         deletionPolicy=_DELETION,
+        cloudInit=[_cloud_init(chance)],
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
     spec["disks"] = list(_disks(f"vm{number}", "q35" in kind, chance, orders))
@@ -216,6 +217,15 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
     return document("VirtualMachine", f"vm{number}", spec, **({"annotations": annotations} if annotations else {}))
+
+
+def _cloud_init(chance: Chance) -> dict[str, Any]:
+    return chance.fields(
+        userData=("#cloud-config\npassword: secret\n", "#!/bin/sh\n"),
+        metaData=({"local-hostname": "other"}, {}),
+        networkConfig=({"version": 2, "ethernets": {"eth0": {"dhcp4": True}}}, None),
+        onChange=("Ignore", "NextBoot", "Rerun"),
+    )
 
 
 def _use_objects(spec: dict[str, Any], chance: Chance, names: Names) -> None:

@@ -10,6 +10,7 @@ import copy
 import ipaddress
 import itertools
 import math
+import re
 import uuid as uuids
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping
@@ -618,8 +619,9 @@ def _target(device: Element) -> str:
 
 
 def _rest(device: Element) -> list[str]:
-    """What an update of a device may not change."""
+    """What an update of a device may not change; another medium may be of another format."""
     rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in ("source", "link", "target")]
+    rest = [re.sub(r'(<driver[^>]*) type="\w+"', r"\1", text) for text in rest]
     return sorted(ElementTree.canonicalize(text, strip_text=True) for text in rest)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 
 from kvmd import ops
-from kvmd.observed import Domain, Fact, Holders, Image, Key, Pool, Volume
+from kvmd.observed import Domain, Fact, File, Holders, Image, Key, Pool, Volume
 
 IMAGE_BYTES = 2 << 30
 _inodes = itertools.count(100)
@@ -20,18 +20,8 @@ class StorageRefused(Exception):
 def execute(facts: MutableMapping[Key, Fact], operation: ops.StorageOp) -> None:
     """Carry out one operation on the facts."""
     match operation:
-        case ops.PoolDefine(name=name, uuid=uuid, path=path, xml=xml, mark=mark):
-            before = facts.get(Key("pool", name))
-            active = isinstance(before, Pool) and before.active
-            facts[Key("pool", name)] = Pool(name, uuid, "dir", path, active, xml, mark=mark)
-        case ops.PoolStart():
-            _pool(facts, operation.name, lambda pool: replace(pool, active=True))
-        case ops.PoolSetAutostart(enabled=enabled):
-            _pool(facts, operation.name, lambda pool: replace(pool, autostart=enabled))
-        case ops.PoolMark(mark=mark):
-            _pool(facts, operation.name, lambda pool: replace(pool, mark=mark))
-        case ops.PoolUndefine():
-            del facts[Key("pool", operation.name)]
+        case ops.PoolDefine() | ops.PoolStart() | ops.PoolSetAutostart() | ops.PoolMark() | ops.PoolUndefine():
+            _execute_pool(facts, operation)
         case ops.ImageFetch(name=name, format=format, mark=mark):
             path = f"/var/lib/kvmd/images/{name}"
             facts[Key("image", name)] = Image(name, name, path, format, 1 << 29, IMAGE_BYTES, "sha256:0", mark)
@@ -54,13 +44,35 @@ def execute(facts: MutableMapping[Key, Fact], operation: ops.StorageOp) -> None:
         case ops.VolumeTrash(path=path):
             _refuse_in_use(facts, path)
             del facts[Key("volume", operation.name)]
+        case ops.SeedWrite(name=name, path=path):
+            facts[Key("seed", name)] = File(path, "regular", 1, path)
+        case ops.SeedRemove():
+            for key in [key for key in facts if key.type == "seed" and key.name.startswith(f"{operation.name}-")]:
+                del facts[key]
         case _:
             raise StorageRefused(f"no way to {operation.describe()}")
 
 
+def _execute_pool(facts: MutableMapping[Key, Fact], operation: ops.StorageOp) -> None:
+    match operation:
+        case ops.PoolDefine(name=name, uuid=uuid, path=path, xml=xml, mark=mark):
+            before = facts.get(Key("pool", name))
+            active = isinstance(before, Pool) and before.active
+            facts[Key("pool", name)] = Pool(name, uuid, "dir", path, active, xml, mark=mark)
+        case ops.PoolStart():
+            _pool(facts, operation.name, lambda pool: replace(pool, active=True))
+        case ops.PoolSetAutostart(enabled=enabled):
+            _pool(facts, operation.name, lambda pool: replace(pool, autostart=enabled))
+        case ops.PoolMark(mark=mark):
+            _pool(facts, operation.name, lambda pool: replace(pool, mark=mark))
+        case ops.PoolUndefine():
+            del facts[Key("pool", operation.name)]
+
+
 def paths(facts: Mapping[Key, Fact]) -> set[str]:
     """Every file of storage that is there."""
-    return {fact.path for fact in facts.values() if isinstance(fact, Image | Volume)}
+    seeds = {fact.path for key, fact in facts.items() if key.type == "seed" and isinstance(fact, File)}
+    return seeds | {fact.path for fact in facts.values() if isinstance(fact, Image | Volume)}
 
 
 def _demand(condition: bool, why: str) -> None:

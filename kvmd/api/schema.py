@@ -29,13 +29,16 @@ def leaf(
     example: Any,
     update: Update = Update.LIVE,
     unless: str = "",
+    sensitive: bool = False,
     **constraints: Any,
 ) -> Any:
     """Declare a leaf of a spec.
 
-    *about* is its description, *update* its best class, *unless* the circumstances that take it away.
+    *about* is its description, *update* its best class, *unless* the circumstances that take it away; a *sensitive*
+    one is shown to nobody.
     """
     extra: dict[str, Any] = {"x-kvmd-update": update.value} | ({"x-kvmd-unless": unless} if unless else {})
+    extra |= {"x-kvmd-sensitive": True} if sensitive else {}
     return Field(default, description=about, examples=[example], json_schema_extra=extra, **constraints)
 
 

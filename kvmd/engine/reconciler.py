@@ -17,7 +17,7 @@ from kvmd.host import LIBVIRT, Host
 from kvmd.identity import changed
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Observed
-from kvmd.plan.model import Applied, Cause, Desired, Memory, ObjectPlan, Plan, Rules, Step
+from kvmd.plan.model import Applied, Cause, Desired, Memory, ObjectPlan, Plan, Rules, SecretUser, Step
 from kvmd.plan.planner import Planner
 from kvmd.plan.safety import WEIGHTY
 from kvmd.settings import Settings
@@ -63,6 +63,8 @@ class Reconciler:
         self._resources: Mapping[Ref, Resource] = {}
         self._files: dict[Ref, tuple[str, ...]] = {}
         self._paths: tuple[str, ...] = ()
+        self._named_secrets: dict[Ref, tuple[str, ...]] = {}
+        self._secrets: tuple[str, ...] = ()
         self._desired: tuple[Snapshot | None, Mapping[Ref, Applied], Desired] = (None, {}, Desired())
         self._changed_at: dict[Ref, float] = {}
         self._pruning: set[Ref] = set()
@@ -93,7 +95,7 @@ class Reconciler:
     def _look(self, now: float) -> tuple[Snapshot, Observed]:
         snapshot = self._directory.scan(now, time.time())
         self._take_specs(snapshot.resources, now)
-        observed = self._host.observe(self._paths)
+        observed = self._host.observe(self._paths, self._secrets)
         complete = snapshot.complete and observed.complete
         departing = [ref for ref in observed.marks if ref not in snapshot.resources and ref.kind in CONTROLLERS]
         self.memory.take_facts(departing, complete, observed, now)
@@ -108,9 +110,13 @@ class Reconciler:
             self._changed_at[ref] = now
         for ref in news:
             self._files.pop(ref, None)
+            self._named_secrets.pop(ref, None)
+            if ref in resources and (secrets := _secrets_of(resources[ref])):
+                self._named_secrets[ref] = secrets
             if ref in resources and (files := CONTROLLERS[ref.kind].files(resources[ref].spec)):
                 self._files[ref] = files
         self._paths = tuple(dict.fromkeys(path for files in self._files.values() for path in files))
+        self._secrets = tuple(dict.fromkeys(name for names in self._named_secrets.values() for name in names))
         self._resources = resources
 
     def _plan(self, snapshot: Snapshot, observed: Observed, now: float) -> Plan:
@@ -231,6 +237,11 @@ class Reconciler:
         return tuple(ended)
 
 
+def _secrets_of(resource: Resource) -> tuple[str, ...]:
+    controller = CONTROLLERS[resource.ref.kind]
+    return controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ()
+
+
 def rules_of(settings: Settings) -> Rules:
     """The part of the settings that planning obeys."""
     return Rules(
@@ -242,6 +253,7 @@ def rules_of(settings: Settings) -> Rules:
         allowed_paths=settings.policy.allowed_paths,
         uplinks=settings.policy.uplinks,
         images=os.path.join(settings.paths.state, "images"),
+        seeds=os.path.join(settings.paths.state, "seeds"),
     )
 
 

@@ -24,6 +24,7 @@ from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
 from kvmd.host.preflight import usable_kvm
+from kvmd.host.seeds import Seeds
 from kvmd.host.storage_acts import Storage, StorageActs
 from kvmd.host.storage_facts import StorageFacts
 from kvmd.observed import HOST, Key, Link, Observed, Ports
@@ -56,7 +57,8 @@ class Host:
         self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
         images = ImageStore(os.path.join(settings.paths.state, "images"))
-        self.storage = Storage(images, StorageFacts(images, settings.libvirt.relist, wake))
+        seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
+        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm = usable_kvm()
         self._host: tuple[tuple[object, ...], HostFact] | None = None
@@ -64,7 +66,7 @@ class Host:
         self._parts: tuple[object, ...] = ()
         self._observed = Observed(owner=settings.owner)
 
-    def observe(self, paths: Iterable[str] = ()) -> Observed:
+    def observe(self, paths: Iterable[str] = (), secrets: Sequence[str] = ()) -> Observed:
         """Look at the host, reading only what is stale; the same object as before where nothing changed."""
         missing: set[str] = set()
         domains, taps, error = self.libvirt.look(self._settings.libvirt.slow)
@@ -74,7 +76,7 @@ class Host:
             missing.add(LINKS)
         files = self.files.look(paths)
         host = self._host_fact()
-        storage = self.storage.facts.look(domains, self.libvirt.holders)
+        storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
         parts = (domains, taps, self._link_facts, files, self.ledger.facts, storage, host)
         same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
         if same and frozenset(missing) == self._observed.missing:

@@ -30,9 +30,10 @@ from kvmd.host.libvirt_storage import (
     undefine_pool,
 )
 from kvmd.host.qemu_img import qemu_img
+from kvmd.host.seeds import Seeds
 from kvmd.host.storage_facts import StorageFacts, volume_id
 from kvmd.host.transfer import bring
-from kvmd.observed import Image
+from kvmd.observed import File, Image
 
 TRASH = ".kvmd-trash"
 MOST_TRANSFERS = 3
@@ -43,8 +44,8 @@ TRASH_SECONDS = 7 * DAY_SECONDS
 class Storage:
     """What all hands share: the image store, the facts, and how many transfers may run at once."""
 
-    def __init__(self, images: ImageStore, facts: StorageFacts) -> None:
-        self.images, self.facts = images, facts
+    def __init__(self, images: ImageStore, seeds: Seeds, facts: StorageFacts) -> None:
+        self.images, self.seeds, self.facts = images, seeds, facts
         self.transfers = threading.BoundedSemaphore(MOST_TRANSFERS)
 
 
@@ -69,19 +70,8 @@ class StorageActs:
 
     def _match(self, operation: ops.StorageOp) -> None:
         match operation:
-            case ops.PoolDefine(path=path, xml=xml, mark=mark):
-                os.makedirs(path, mode=0o711, exist_ok=True)
-                put_mark(path, mark)
-                self._libvirt.call(operation, lambda connection: connection.storagePoolDefineXML(xml))
-            case ops.PoolStart(uuid=uuid):
-                self._libvirt.call(operation, lambda c: start_pool(c, uuid))
-            case ops.PoolSetAutostart(uuid=uuid, enabled=enabled):
-                self._libvirt.call(operation, lambda c: find_pool(c, uuid).setAutostart(int(enabled)))
-            case ops.PoolUndefine(uuid=uuid, path=path):
-                self._libvirt.call(operation, lambda c: undefine_pool(c, uuid))
-                put_mark(path, None)
-            case ops.PoolMark(path=path, mark=mark):
-                put_mark(path, mark)
+            case ops.PoolDefine() | ops.PoolStart() | ops.PoolSetAutostart() | ops.PoolUndefine() | ops.PoolMark():
+                self._match_pool(operation)
             case ops.ImageFetch():
                 self._transfer(operation, self._fetch)
             case ops.ImageMark(name=name, mark=mark):
@@ -98,8 +88,29 @@ class StorageActs:
                 put_mark(path, mark)
             case ops.VolumeTrash():
                 self._trash(operation)
+            case ops.SeedWrite(machine=machine):
+                self._storage.seeds.write(operation)
+                self._sweep_seeds(operation, machine, operation.path)
+            case ops.SeedRemove(name=machine):
+                self._sweep_seeds(operation, machine)
             case _:
                 raise Refused(f"no way to {operation.describe()} is known", hint="please report this as a bug")
+
+    def _match_pool(self, operation: ops.StorageOp) -> None:
+        match operation:
+            case ops.PoolDefine(path=path, xml=xml, mark=mark):
+                os.makedirs(path, mode=0o711, exist_ok=True)
+                put_mark(path, mark)
+                self._libvirt.call(operation, lambda connection: connection.storagePoolDefineXML(xml))
+            case ops.PoolStart(uuid=uuid):
+                self._libvirt.call(operation, lambda c: start_pool(c, uuid))
+            case ops.PoolSetAutostart(uuid=uuid, enabled=enabled):
+                self._libvirt.call(operation, lambda c: find_pool(c, uuid).setAutostart(int(enabled)))
+            case ops.PoolUndefine(uuid=uuid, path=path):
+                self._libvirt.call(operation, lambda c: undefine_pool(c, uuid))
+                put_mark(path, None)
+            case ops.PoolMark(path=path, mark=mark):
+                put_mark(path, mark)
 
     def _transfer(self, operation: ops.StorageOp, act: Callable[[Any], None]) -> None:
         """Run it beside few others, its progress shown under its name."""
@@ -156,6 +167,12 @@ class StorageActs:
         overlays = _overlays_on(path, folders)
         if overlays:
             raise Blocked(f"{what}: {', '.join(overlays[:4])} stands on it", hint="remove or flatten that first")
+
+    def _sweep_seeds(self, operation: ops.StorageOp, machine: str, *keep: str) -> None:
+        """Remove a machine's seeds but the new one and those that a domain names."""
+        ours = [fact.path for fact in self._storage.seeds.facts().values() if isinstance(fact, File)]
+        used = self._libvirt.call(operation, lambda c: [path for path in ours if domains_naming(c, path)])
+        self._storage.seeds.remove(machine, (*keep, *used))
 
     # --------------------------------------------------------------------------------------------- volumes
 

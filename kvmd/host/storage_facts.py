@@ -10,11 +10,12 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kvmd.host.attributes import mark_on
 from kvmd.host.disk_header import read_header
 from kvmd.host.image_store import ImageStore
+from kvmd.host.seeds import Seeds, read_secret
 from kvmd.observed import Fact, Holders, Image, Key, Pool, Transfer, Volume
 
 TELL_EVERY_SECONDS = 0.5
@@ -24,8 +25,8 @@ HIDDEN = "."  # what is being made, and the trash, begin with it
 class StorageFacts:
     """Volumes, images and transfers; every fact stays the same object while nothing changes."""
 
-    def __init__(self, images: ImageStore, relist: float, wake: Callable[[], None]) -> None:
-        self._images, self._relist, self._wake = images, relist, wake
+    def __init__(self, images: ImageStore, seeds: Seeds, relist: float, wake: Callable[[], None]) -> None:
+        self._images, self._seeds, self._relist, self._wake = images, seeds, relist, wake
         self._lock = threading.Lock()
         self._stale = True
         self._listed_at = 0.0
@@ -56,8 +57,13 @@ class StorageFacts:
             self._transfers.pop(name, None)
             self._stale = True
 
-    def look(self, libvirt: Mapping[Key, Fact], users: Mapping[str, tuple[str, ...]]) -> Mapping[Key, Fact]:
-        """All facts; the same mapping as before where nothing changed. *users* are the domains that name a file."""
+    def look(
+        self, libvirt: Mapping[Key, Fact], users: Mapping[str, tuple[str, ...]], secrets: Sequence[str]
+    ) -> Mapping[Key, Fact]:
+        """All facts; the same mapping as before where nothing changed.
+
+        *users* are the domains that name a file, *secrets* what the specs name.
+        """
         pools = tuple(fact for fact in libvirt.values() if isinstance(fact, Pool) and fact.type == "dir")
         with self._lock:
             stale, self._stale = self._stale, False
@@ -70,6 +76,7 @@ class StorageFacts:
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
         found.update({Key("transfer", name): transfer for name, transfer in transfers.items()})
         found.update(self._look_at_holders(users))
+        found.update(self._look_at_secrets(secrets))
         if found.keys() != self.facts.keys() or any(found[key] is not self.facts[key] for key in found):
             self.facts = found
         return self.facts
@@ -93,6 +100,14 @@ class StorageFacts:
                 found[key] = known if known is not None and known == holders else holders
         return found
 
+    def _look_at_secrets(self, names: Sequence[str]) -> dict[Key, Fact]:
+        found: dict[Key, Fact] = {}
+        for name in names:
+            key, secret = Key("secret", name), read_secret(name)
+            known = self.facts.get(key)
+            found[key] = known if known is not None and known == secret else secret
+        return found
+
     def _list(self, pools: tuple[Pool, ...]) -> None:
         self._pools, self._listed_at = pools, time.monotonic()
         before, self._volumes = self._volumes, {}
@@ -100,7 +115,7 @@ class StorageFacts:
             for name in _files_in(pool):
                 key = Key("volume", f"{pool.name}/{name}")
                 self._take(key, os.path.join(pool.path, name), before.get(key), anew=True)
-        self._store = self._images.facts()
+        self._store = {**self._images.facts(), **self._seeds.facts()}
 
     def _look_at_marked(self) -> None:
         for key, known in list(self._volumes.items()):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kvmd.api.mark import Mark
 from kvmd.api.quantity import format_quantity
@@ -148,6 +149,26 @@ class VolumeMark(StorageOp):
     path: str
     mark: Mark | None = field(repr=False)
     verb: ClassVar[str] = "mark volume"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedWrite(StorageOp):
+    """Make a NoCloud seed; *secret* names what its user data is read from where the spec does not hold it."""
+
+    machine: str
+    path: str
+    user_data: str = field(repr=False)
+    secret: str
+    meta_data: Mapping[str, Any] = field(repr=False)
+    network_config: Mapping[str, Any] | None = field(repr=False)
+    verb: ClassVar[str] = "write cloud-init seed"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRemove(StorageOp):
+    """Remove the seeds of a machine that no domain names any more."""
+
+    verb: ClassVar[str] = "remove the cloud-init seeds of"
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,6 +278,7 @@ class Rules:
     allowed_paths: tuple[str, ...] = ()
     uplinks: str | tuple[str, ...] = "*"
     images: str = "/var/lib/kvmd/images"  # the image store
+    seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init
     prune: bool = True  # False: remove nothing (`kvmd apply --no-prune`)
     validate_only: bool = False
 
@@ -293,6 +294,14 @@ class Desired:
     empty: bool = False
     invalid_files: tuple[str, ...] = ()
     duplicates: Mapping[Ref, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@runtime_checkable
+class SecretUser(Protocol):
+    """A kind whose specs name secrets."""
+
+    def secrets(self, spec: Any) -> tuple[str, ...]:
+        """Paths, and ``credential:NAME`` of systemd."""
 
 
 @runtime_checkable

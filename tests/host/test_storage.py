@@ -316,3 +316,113 @@ def test_a_file_that_is_there_is_never_overwritten_and_an_image_in_use_stays(
         lambda: "stranger.qcow2" in json.dumps(agent.object("Image/base")), 20, "it says what stands on the image"
     )
     assert stored.exists()
+
+
+def test_media_of_every_origin_are_changed_under_a_running_guest(agent: Agent, server: ImageServer) -> None:
+    """A path, an image, a volume of another format, nothing, and a path again; the guest reads each to its end."""
+    folder = agent.folder
+    media = {name: os.urandom((2 + number) << 20) for number, name in enumerate(("path", "image", "volume"))}
+    for name, data in media.items():
+        (folder / f"{name}.iso").write_bytes(data)
+    common = (
+        image("tools", str(folder / "image.iso"))
+        + image("source", str(folder / "volume.iso"))
+        + pool(folder / "pool")
+        + volume("cd", "from: {image: source, copy: Full}")
+    )
+    words = {"path": f"{{path: {folder}/path.iso}}", "image": "{image: tools}", "volume": "{volume: cd}"}
+
+    def insert(medium: str) -> None:
+        agent.write(
+            "all.yaml",
+            common + guest(folder, f"[{{name: cd0, device: cdrom, bus: scsi, media: {medium}}}]", boot_paths()),
+        )
+
+    insert(words["path"])
+    agent.start()
+    agent.wait_ready("Volume/cd", "Image/tools", "VirtualMachine/web", seconds=60)
+    domain_id = agent.hermetic.virsh("domid", "web").strip()
+    for name, data in media.items():
+        insert(words[name])
+        said = f"KVMD-SUM sr0 size={len(data)} sha256={hashlib.sha256(data).hexdigest()}"
+        wait_until(lambda said=said: says(folder, "web", said), 60, said)  # type: ignore[misc]
+        agent.wait_ready("VirtualMachine/web")
+        assert status(agent, "VirtualMachine/web")["pendingChanges"] == []
+    insert("null")
+    wait_until(lambda: last_tick(folder, "web")["media"] == "none", 30, "the tray is empty")
+    insert(words["path"])
+    wait_until(lambda: last_tick(folder, "web")["media"] == str(2 << 20), 30, "the first medium is back")
+    assert agent.hermetic.virsh("domid", "web").strip() == domain_id
+
+
+def test_a_seed_is_made_once_waits_for_a_boot_and_shows_its_secret_to_nobody(
+    agent: Agent, server: ImageServer
+) -> None:
+    folder = agent.folder
+    secret = folder / "user-data"
+    secret.write_text("#cloud-config\npassword: first-secret\n")
+    secret.chmod(0o644)
+
+    def seeded(more: str = "") -> str:
+        return guest(folder, "[]", boot_paths()) + f"  cloudInit: {{userDataFrom: {{file: {secret}}}{more}}}\n"
+
+    agent.write("vm.yaml", seeded())
+    agent.start()
+    assert "chmod 600" in agent.wait_condition("VirtualMachine/web", "Blocked")["message"]
+    secret.chmod(0o600)
+    wait_until(lambda: says(folder, "web", "KVMD-SUM sr0"), 60, "the guest has read the seed")
+    agent.wait_ready("VirtualMachine/web")
+    (seed,) = (folder / "state" / "seeds").glob("*.iso")
+    assert says(
+        folder,
+        "web",
+        f"KVMD-SUM sr0 size={seed.stat().st_size} sha256={hashlib.sha256(seed.read_bytes()).hexdigest()}",
+    )
+    assert files_of_iso(seed)["user-data"] == secret.read_bytes()
+    uuid = agent.hermetic.virsh("domuuid", "web").strip()
+    assert json.loads(files_of_iso(seed)["meta-data"]) == {"instance-id": uuid, "local-hostname": "web"}
+    secret.write_text("#cloud-config\npassword: second-secret\n")
+    pending = wait_until(lambda: status(agent, "VirtualMachine/web")["pendingChanges"], 30)
+    assert [change["path"] for change in pending] == ["spec.cloudInit"]
+    assert last_tick(folder, "web")["media"] == str(seed.stat().st_size), "the running guest keeps its seed"
+    said = agent.hermetic.virsh("dumpxml", "web") + agent.kvmd("plan") + agent.log.read_text()
+    said += agent.http("/api/v1/objects")[1] + agent.http("/api/v1/events")[1]
+    assert "first-secret" not in said and "second-secret" not in said
+    assert all(
+        "secret" not in file.read_text(errors="replace") for file in (folder / "state").glob("*") if file.is_file()
+    )
+    agent.write("vm.yaml", seeded(", onChange: Rerun"))
+    wait_until(lambda: "-" + uuid[:8] not in str(instance_ids(folder)) and len(instance_ids(folder)) >= 2, 30)
+    assert {name[:36] for name in instance_ids(folder)} == {uuid}
+    agent.write("vm.yaml", seeded(", onChange: Rerun").replace("Always", "Halted"))
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    without_brake(agent)
+    agent.write("other.yaml", volume("other", "capacity: 1Mi, pool: nowhere").replace("pool: disks, ", ""))
+    agent.remove("vm.yaml")
+    wait_until(lambda: not list((folder / "state" / "seeds").glob("*.iso")), 60, "its seeds are gone with it")
+
+
+def files_of_iso(path: Path) -> dict[str, bytes]:
+    """The files of a seed, as mounting it would show them; it must be labelled cidata."""
+    import io
+
+    import pycdlib
+
+    assert subprocess.run(["blkid", "-o", "value", "-s", "LABEL", path], capture_output=True).stdout == b"cidata\n"
+    iso = pycdlib.PyCdlib()
+    iso.open(str(path))
+    found = {}
+    for entry in iso.list_children(joliet_path="/"):
+        if entry.is_file():
+            name = entry.file_identifier().decode("utf-16-be")
+            target = io.BytesIO()
+            iso.get_file_from_iso_fp(target, joliet_path=f"/{name}")
+            found[name] = target.getvalue()
+    iso.close()
+    return found
+
+
+def instance_ids(folder: Path) -> list[str]:
+    """The instances that the seeds name."""
+    seeds = (folder / "state" / "seeds").glob("*.iso")
+    return sorted(json.loads(files_of_iso(seed)["meta-data"])["instance-id"] for seed in seeds)

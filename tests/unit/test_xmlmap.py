@@ -18,7 +18,7 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds import network as network_kind
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State, read
-from kvmd.kinds.virtual_machine.origins import resolve
+from kvmd.kinds.virtual_machine.origins import prepare
 from kvmd.kinds.virtual_machine.want import known_devices, wanted
 from kvmd.observed import Domain, Network
 from kvmd.plan.difference import LEAVE, at, differences
@@ -148,7 +148,7 @@ def defined(resources: dict[Ref, Resource]) -> tuple[Loop, list[tuple[State, Sta
         if isinstance(fact, Domain):
             look = Look(world, loop.now)
             root = xmlmap.parse(fact.config or "")
-            spec = resolve(resource.spec, read(root, Known()), look).spec
+            spec = prepare(ref, resource.spec, fact.uuid, read(root, Known()), look).spec
             config = read(root, known_devices(resource, spec, look))
             pairs.append((wanted(resource, spec, fact, config, look).state, config))
     return loop, pairs

@@ -12,9 +12,10 @@ from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.kinds.virtual_machine import document, power
+from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
-from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, resolve
+from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
 from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
@@ -86,12 +87,12 @@ def plan(ref: Ref, look: Look) -> Draft:
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
     # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
     unresolved = read(root, Known()) if root is not None else None
-    origins = resolve(resource.spec, unresolved, look)
+    uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
+    origins = prepare(ref, resource.spec, uuid, unresolved, look)
     known = known_devices(resource, origins.spec, look)
     config = read(root, known) if root is not None else None
     want = wanted(resource, origins.spec, domain, config, look)
     want = replace(want, resolved=dict(want.resolved) | dict(origins.files))
-    uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
     absent = absent_files(resource.spec, look)
@@ -101,7 +102,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
-    operations = (*power.before_definition(resource, domain, look), *definition, *now.operations)
+    operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
     conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
     needs = needs_of(resource.spec, operations)
@@ -120,6 +121,12 @@ def plan(ref: Ref, look: Look) -> Draft:
     )
 
 
+def secrets(spec: Spec) -> tuple[str, ...]:
+    """What its user data is read from."""
+    source = spec.cloud_init.user_data_from if spec.cloud_init else None
+    return (source.secret,) if source else ()
+
+
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
     """Shut it down as its last spec said, then undefine it; disks stay."""
     domain, applied = look.fact(key), look.applied(ref)
@@ -128,9 +135,11 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
         mark = ops.DomainSetMark(domain.name, domain.uuid, None, live=domain.active)
         return Draft((mark,), reason="let go of, as its deletionPolicy asks")
-    undefine = ops.DomainUndefine(domain.name, domain.uuid)
+    undefine: tuple[ops.Op, ...] = (ops.DomainUndefine(domain.name, domain.uuid),)
+    if applied is not None and applied.written.get("cloudInit"):
+        undefine = (*undefine, ops.SeedRemove(ref.name))
     if not domain.active:
-        return Draft((undefine,))
+        return Draft(undefine)
     act = power.stop(ref, _spec_of(applied), domain, look, "its spec is gone")
     return Draft(
         act.operations,
@@ -138,7 +147,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         wake_at=act.wake_at,
         settled=False,
         reason=act.reason,
-        later=(undefine,),
+        later=undefine,
     )
 
 
@@ -168,14 +177,14 @@ def _definition(
             if applied and applied.generation
             else None
         )
-        mark = Mark.of(resource, owner, uuid, before).with_resolved(want.resolved)
+        mark = _mark(resource, owner, uuid, before, want)
         xml = document.create(name, uuid, host.architecture, want.state, mark)
         return (), (ops.DomainDefine(name, uuid, xml, creates=True),)
     changes = _owned(differences(config, want.state), resource, applied)
     before = domain.mark if domain.mark is not None and domain.mark.ref == resource.ref else None
     if before is None and applied is not None and applied.generation:
         before = Mark(owner, resource.ref, applied.spec_hash, applied.generation)
-    mark = Mark.of(resource, owner, domain.uuid, before).with_resolved(want.resolved)
+    mark = _mark(resource, owner, domain.uuid, before, want)
     operations: list[ops.Op] = []
     if (
         changes
@@ -189,6 +198,11 @@ def _definition(
     if domain.autostart:
         operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))
     return changes, tuple(operations)
+
+
+def _mark(resource: Resource, owner: str, uuid: str, before: Mark | None, want: Wanted) -> Mark:
+    mark = Mark.of(resource, owner, uuid, before).with_resolved(want.resolved)
+    return replace(mark, written=redacted(mark.written))
 
 
 def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Change, ...]:
@@ -229,6 +243,8 @@ def _implied(change: Change, spec: Any) -> tuple[str, ...]:
 
 def _is_source(path: str, owned: frozenset[str]) -> bool:
     """A CD-ROM's source is written as ``media``, a disk's may be a ``volume``, a kernel's an ``image``."""
+    if path.startswith(f"disks[{SEED}]"):
+        return is_owned("cloudInit", owned)
     device, _, leaf = path.rpartition(".")
     if path.startswith("kernelBoot."):
         return leaf == "path" and is_owned(device, owned)

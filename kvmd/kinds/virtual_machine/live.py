@@ -12,6 +12,7 @@ from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
+from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
@@ -103,9 +104,15 @@ def spoken(change: Change, want: State) -> Change:
         if before.startswith(f"{kind}:"):
             before, after = before.removeprefix(f"{kind}:"), target
         return replace(change, path=f"interfaces[{name}].{kind}", before=before, after=after)
+    if group == "disks" and name == SEED:
+        return replace(change, path="cloudInit", before=_medium(change.before), after=_medium(change.after))
     if group == "disks" and leaf == "path" and any(d.name == name and d.device == "cdrom" for d in want.disks):
         return replace(change, path=f"disks[{name}].media.path")
     return change
+
+
+def _medium(value: object) -> object:
+    return value.source if isinstance(value, DiskState) else value
 
 
 def _operation(change: Change, running: _Running) -> ops.Op | None:
@@ -151,9 +158,11 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
             return ops.DomainAttach(domain.name, domain.uuid, alias)
         return _detach(domain, alias, dict(xml.disk_elements(running.root, running.known))[name])
     want = next(disk for disk in running.want.disks if disk.name == name)
-    if leaf == "path" and want.device == "cdrom":
+    if name == SEED:  # cloud-init reads it at boot, and may be reading it now
+        return None
+    if leaf in ("path", "format") and want.device == "cdrom":
         element = dict(xml.disk_elements(running.root, running.known))[name]
-        return _update(domain, xml.ALIAS_DISK + name, element, want, "path")
+        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format")
     return None
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, Condition
+from kvmd.kinds.virtual_machine.cloud_init import SEED, seed_of
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
 from kvmd.kinds.virtual_machine.nic import Interface
@@ -22,6 +23,7 @@ class Origins:
     spec: Spec
     unknown: tuple[Ref, ...] = ()
     files: tuple[tuple[str, str], ...] = ()  # which file each object is: what the mark remembers
+    operations: tuple[ops.Op, ...] = ()  # that make the seed of cloud-init
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -85,7 +87,20 @@ def needs_of(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[tuple[Ref, ...
     return tuple(needs(operation) for operation in operations)
 
 
-def resolve(spec: Spec, config: State | None, look: Look) -> Origins:
+def prepare(ref: Ref, spec: Spec, uuid: str, config: State | None, look: Look) -> Origins:
+    """Resolve every object, and put the seed of cloud-init into a CD-ROM of its own."""
+    origins = _resolve(spec, config, look)
+    if spec.cloud_init is None:
+        return origins
+    present = next((disk.source for disk in config.disks if disk.name == SEED), None) if config else None
+    seed = seed_of(ref, spec.cloud_init, uuid, present, look)
+    # virtio-scsi: the kernels of cloud images have no driver for AHCI (measured: Debian's linux-image-cloud).
+    tray = Disk.model_validate({"name": SEED, "device": "cdrom", "bus": "scsi", "media": {"path": seed.path}})
+    with_tray = origins.spec.model_copy(update={"disks": (*origins.spec.disks, tray)})
+    return replace(origins, spec=with_tray, operations=seed.operations)
+
+
+def _resolve(spec: Spec, config: State | None, look: Look) -> Origins:
     """Put the file in the place of each object; what nobody knows is left as the definition has it, or out."""
     if not objects_of(spec):
         return Origins(spec)

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, DomainName, HostPath, Integer, Memory, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.nic import Interface
 
@@ -221,6 +222,7 @@ class Spec(SpecModel):
     kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
+    cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
     devices: Devices = branch(factory=Devices, about="Other devices.")
     shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
     update_policy: UpdatePolicy = branch(factory=UpdatePolicy, about="What happens with changes that need a restart.")
@@ -236,6 +238,8 @@ class Spec(SpecModel):
     @model_validator(mode="after")
     def _agree(self) -> Spec:
         _distinct((disk.name for disk in self.disks), "disks")
+        if self.cloud_init is not None and any(disk.name == SEED for disk in self.disks):
+            raise ValueError(f"the disk '{SEED}' is that of cloudInit; give yours another name")
         _distinct((interface.name for interface in self.interfaces), "interfaces")
         orders = [order for item in self.disks if (order := item.boot_order) is not None]
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
         rng=spec.devices.rng,
         guest_agent=spec.devices.guest_agent,
-        disks=_disks(spec.disks, config),
+        disks=_disks(spec.disks, config, domain),
         interfaces=interfaces,
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
     )
@@ -133,9 +134,15 @@ def _target_names(prefix: str) -> Iterator[str]:
             yield f"{prefix}{first}{letter}"
 
 
-def _disks(disks: tuple[Disk, ...], config: State | None) -> tuple[DiskState, ...]:
+# What the running self still has, its definition may have lost: a new disk cannot be plugged in under that name.
+_TARGET = re.compile(r"<target dev=['\"]([svh]d[a-z]+)['\"]")
+
+
+def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None) -> tuple[DiskState, ...]:
     present = {disk.name: disk for disk in config.disks} if config else {}
     used = {disk.target for disk in present.values()}
+    if domain is not None and domain.live is not None:
+        used.update(_TARGET.findall(domain.live))
     found = []
     for disk in sorted(disks, key=lambda disk: disk.name):
         prefix = TARGET_PREFIX[disk.effective_bus]

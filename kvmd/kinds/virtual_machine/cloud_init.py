@@ -1,0 +1,144 @@
+"""Cloud-init: a NoCloud seed, named by its content, that the guest finds as a CD-ROM labelled cidata.
+
+https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from kvmd import ops
+from kvmd.api.quantity import HostPath, Text
+from kvmd.api.resource import Ref, SpecModel, hash_of
+from kvmd.api.schema import Update, branch, leaf
+from kvmd.errors import Blocked, Refused
+from kvmd.observed import File, Key, Secret
+from kvmd.plan.look import Look
+
+SEED = "cloud-init"  # the name of the CD-ROM
+SECRETS = "/etc/kvmd/secrets"
+
+
+class UserDataFrom(SpecModel):
+    """Where user data is read that no spec and no log shall show: exactly one."""
+
+    file: HostPath | None = leaf(
+        None,
+        about="File on the host, below /etc/kvmd/secrets or policy.allowedPaths, not readable by others.",
+        example="/etc/kvmd/secrets/web-user-data",
+        update=Update.NEXT_BOOT,
+    )
+    systemd_credential: Text | None = leaf(
+        None,
+        about="Credential that systemd gives to kvmd (LoadCredential=).",
+        example="web-user-data",
+        update=Update.NEXT_BOOT,
+        pattern=r"^[A-Za-z0-9_.-]+$",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> UserDataFrom:
+        if (self.file is None) == (self.systemd_credential is None):
+            raise ValueError("write exactly one of `file` and `systemdCredential`")
+        return self
+
+    @property
+    def secret(self) -> str:
+        """The name of the fact."""
+        return self.file or f"credential:{self.systemd_credential}"
+
+
+class CloudInit(SpecModel):
+    """What cloud-init in the guest is told."""
+
+    user_data: Text | None = leaf(
+        None,
+        about="User data, as cloud-init reads it.",
+        example="#cloud-config\npackages: [nginx]\n",
+        update=Update.NEXT_BOOT,
+        sensitive=True,
+    )
+    user_data_from: UserDataFrom | None = branch(None, about="Where user data is read instead.")
+    meta_data: dict[str, Any] = leaf(
+        {},
+        about="More of meta-data; instance-id and local-hostname are kvmd's where they are not written.",
+        example={"local-hostname": "web"},
+        update=Update.NEXT_BOOT,
+    )
+    network_config: dict[str, Any] | None = leaf(
+        None,
+        about="network-config, version 1 or 2; null leaves the network to the guest.",
+        example={"version": 2, "ethernets": {"eth0": {"dhcp4": True}}},
+        update=Update.NEXT_BOOT,
+    )
+    on_change: Literal["Ignore", "NextBoot", "Rerun"] = leaf(
+        "NextBoot",
+        about="When this changes later. Ignore: the guest keeps its first seed. NextBoot: it finds the new one, as "
+        "the same instance. Rerun: as a new instance, so that cloud-init runs again.",
+        example="NextBoot",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> CloudInit:
+        if self.user_data is not None and self.user_data_from is not None:
+            raise ValueError("write either `userData` or `userDataFrom`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """The seed that a machine shall have, and what makes it where it is not there yet."""
+
+    path: str
+    operations: tuple[ops.Op, ...] = ()
+
+
+def seed_of(ref: Ref, spec: CloudInit, uuid: str, present: str | None, look: Look) -> Seed:
+    """Name the seed by its content; *present* is the path of the one that the definition names."""
+    if spec.on_change == "Ignore" and present is not None and _is_there(present, look):
+        return Seed(present)
+    digest = _digest(ref, spec, look)
+    basis = [digest, spec.meta_data, spec.network_config]
+    rerun = f"-{hash_of(basis)[:12]}" if spec.on_change == "Rerun" else ""
+    meta = {"instance-id": f"{uuid}{rerun}", "local-hostname": ref.name, **spec.meta_data}
+    name = f"{ref.name}-{hash_of([*basis, meta])[:16]}.iso"
+    path = f"{look.rules.seeds}/{name}"
+    if _is_there(path, look):
+        return Seed(path)
+    source = spec.user_data_from.secret if spec.user_data_from else ""
+    write = ops.SeedWrite(name, ref.name, path, spec.user_data or "", source, meta, spec.network_config)
+    return Seed(path, (write,))
+
+
+def _is_there(path: str, look: Look) -> bool:
+    return isinstance(look.fact(Key("seed", path.rpartition("/")[2])), File)
+
+
+def _digest(ref: Ref, spec: CloudInit, look: Look) -> str:
+    """What names the user data without showing it."""
+    if spec.user_data_from is None:
+        return hash_of(spec.user_data or "")
+    source = spec.user_data_from
+    roots = (SECRETS, *look.rules.allowed_paths)
+    if source.file and not any(source.file.startswith(root.rstrip("/") + "/") for root in roots):
+        raise Refused(
+            f"{ref}: {source.file} lies outside of {', '.join(roots)}",
+            hint=f"move it to {SECRETS}, or extend policy.allowedPaths in kvmd.yaml",
+        )
+    fact = look.fact(Key("secret", source.secret))
+    if not isinstance(fact, Secret) or fact.problem:
+        why = fact.problem if isinstance(fact, Secret) else "not read yet"
+        raise Blocked(f"{ref}: {source.secret}: {why}", hint="put it there; it is looked at every few seconds")
+    return fact.digest
+
+
+def redacted(written: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec as written without its user data: libvirt shows metadata to everybody who may read."""
+    cloud_init = written.get("cloudInit")
+    if not isinstance(cloud_init, Mapping) or not cloud_init.get("userData"):
+        return written
+    return {**written, "cloudInit": {**cloud_init, "userData": f"(sha256:{hash_of(cloud_init['userData'])[:16]})"}}
