@@ -221,6 +221,7 @@ class Ledger:
     once: str = ""  # "" | waiting | started | done | again (somebody asked for another run)
     last_stop: str = ""  # libvirt's reason of the last stop seen
     suspended: bool = False
+    restarting: bool = False  # it was shut down to be started again
     balloon: str = ""  # what its balloon was asked for in vain, and where it stayed
 
 

@@ -264,7 +264,7 @@ class Situation:
         return replace(
             value,
             complete_since=0.0 if self.words.get("firstLook", True) else None,
-            confirmed=bool(self.words.get("confirmed")),
+            confirmed=None if self.words.get("confirmed") else frozenset(),
             prune_approved=gone if self.words.get("pruneApproved") else frozenset(),
             pruned=tuple((NOW - 60, Ref.parse(name)) for name in self.words.get("pruned", ())),
         )

@@ -518,6 +518,8 @@ class Machine:
             case ops.TapOwner(owner=owner, group=group, mode=mode):
                 link = self.link(name, operation.index)
                 _demand(link.tun_mode == mode and not link.carrier, f"{name} is held by somebody")
+                kept = (owner is not None or link.owner is None) and (group is not None or link.group is None)
+                _demand(kept, f"{name}: the kernel takes no owner off")
                 self.set_link(name, owner=owner, group=group)
             case ops.LinkSet():
                 self._set(operation)

@@ -86,7 +86,8 @@ def _network(value: str) -> str:
 def _absolute(value: str) -> str:
     if not value.startswith("/") or "\0" in value or ".." in value.split("/"):
         raise ValueError(f"'{value}' is not an absolute path without '..'")
-    return value
+    # One file, one spelling: claims and policy compare paths.
+    return "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
 
 
 def _printable(value: str) -> str:
@@ -100,8 +101,9 @@ _RESERVED_LINKS = ("vnet", "vif", "macvtap", "macvlan")
 
 def link_name(value: str) -> str:
     """A name that the kernel takes and libvirt leaves alone (dev_valid_name() and virnetdev.c's prefixes)."""
-    if not 0 < len(value.encode()) <= 15 or value in (".", "..") or re.search(r"[/:\s\x00-\x1f]", value):
-        raise ValueError(f"'{value}' is not a link name: 1 to 15 bytes, without '/', ':' and blanks")
+    if not 0 < len(value.encode()) <= 15 or value in (".", "..") or re.search(r"[/:%\s\x00-\x1f]", value):
+        # The kernel takes '%d' for "the next free number".
+        raise ValueError(f"'{value}' is not a link name: 1 to 15 bytes, without '/', ':', '%' and blanks")
     if value.startswith(_RESERVED_LINKS):
         raise ValueError(f"'{value}' begins with a prefix that libvirt takes for itself {_RESERVED_LINKS}")
     return value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,15 @@ ANNOTATION_SUSPEND = "kvmd.dev/suspend"
 ANNOTATION_PRUNE = "kvmd.dev/prune"
 ANNOTATION_ADOPT = "kvmd.dev/adopt"
 ANNOTATION_RESTARTED_AT = "kvmd.dev/restarted-at"
+
+
+# What each may be, as a regular expression.
+STEERING = {
+    ANNOTATION_SUSPEND: "true|false",
+    ANNOTATION_PRUNE: "enabled|disabled|confirm",
+    ANNOTATION_ADOPT: "true|false|uuid:[0-9a-fA-F-]{36}",
+    ANNOTATION_RESTARTED_AT: ".+",
+}
 
 
 class Ref(NamedTuple):
@@ -68,6 +79,22 @@ class Metadata(BaseModel):
                 "use spec.nameOnHost for the name that the host shall see"
             )
         return name
+
+    @field_validator("annotations")
+    @classmethod
+    def _are_known(cls, annotations: dict[str, str]) -> dict[str, str]:
+        """Ours are a closed set: one that is misspelt would be no order at all."""
+        for name, value in annotations.items():
+            if not name.startswith(ANNOTATION_PREFIX):
+                continue
+            pattern = STEERING.get(name)
+            if pattern is None:
+                near = difflib.get_close_matches(name, STEERING, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(STEERING)}"
+                raise ValueError(f"there is no annotation {name}{hint}")
+            if not re.fullmatch(pattern, value):
+                raise ValueError(f"{name}: '{value}' is not {pattern.replace('|', ' or ')}")
+        return annotations
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,8 @@ def wait_command(context: Context, words: tuple[str, ...], goal: str, timeout: s
         objects = _select(client.objects(), wanted, {})
         missing = _missing(wanted, objects)
         unmet = _unmet(objects, missing, condition, value)
+        if not objects and not wanted and condition:
+            unmet = ["there are no objects yet"]
         if not unmet:
             return 0
         if time.monotonic() >= deadline:

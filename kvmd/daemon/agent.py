@@ -154,8 +154,13 @@ class DaemonAgent:
         item = self._item(reference)
         if isinstance(item, Answer):
             return item
-        if item.resource is None or not item.pending:
+        lost = item.condition("Stalled")
+        if item.resource is None or not (item.pending or (lost is not None and lost.reason == "VolumeLost")):
             return Answer(0, f"{reference} has no pending change; nothing to approve")
+        if item.ref.kind in ("Tap", "Tun"):
+            return Answer(
+                6, f"{reference} changes by itself once no process holds it", "kvmd topology shows who does"
+            )
         policy = getattr(getattr(item.resource.spec, "update_policy", None), "restart", "Manual")
         if policy == "Never":
             return Answer(
@@ -243,6 +248,13 @@ class DaemonAgent:
         digest = options.get("digest")
         if report is not None and digest and digest != report.snapshot.digest:
             return Answer(6, "the directory has changed since it was planned", "look again: kvmd plan")
+        if not options.get("prune", True) and self._departing():
+            left = ", ".join(sorted(map(str, self._departing()))[:4])
+            return Answer(
+                6,
+                f"--no-prune cannot keep {left}: the running kvmd removes what its rules allow",
+                "put the specs back, annotate them with kvmd.dev/prune: disabled, or type: kvmd suspend KIND/NAME",
+            )
         if options.get("prune", True):
             for ref in self._departing():  # these, and none that goes later
                 self._assembly.reconciler.memory.change(ref, missing_since=float("-inf"))

@@ -16,10 +16,10 @@ from kvmd.daemon.lock import Lock
 from kvmd.daemon.once import converge
 from kvmd.engine.facade import Event
 from kvmd.engine.reconciler import Report
-from kvmd.errors import BackendUnavailable, KvmdError
+from kvmd.errors import BackendUnavailable, KvmdError, Stale
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Observed
-from kvmd.plan.model import Desired, Memory, Plan
+from kvmd.plan.model import Cause, Desired, Memory, Plan
 from kvmd.plan.planner import make_plan
 from kvmd.settings import Settings
 
@@ -51,7 +51,7 @@ class Session:
         """One cycle without acts, repeated while a file is still being written."""
         deadline = time.monotonic() + SETTLE_PATIENCE_SECONDS
         memory = self._assembly.reconciler.memory
-        memory.confirmed = True
+        memory.confirmed = None
         report = self._assembly.reconciler.cycle(act=False)
         while report.snapshot.wake_at is not None and time.monotonic() < deadline:
             time.sleep(max(0.01, report.snapshot.wake_at - time.monotonic()))
@@ -98,9 +98,14 @@ class Session:
     ) -> Plan:
         """Carry it out until nothing is left that can be done; returns what is left. Raises Refused or Stale."""
         lock = Lock(self._settings)
+        digest = self._report.snapshot.digest if self._report is not None else ""
         try:
             reconciler = self._assembly.reconciler
-            reconciler.memory.confirmed = prune
+            fresh = self._look()
+            if fresh.snapshot.digest != digest:
+                raise Stale("the specs have changed since they were shown", hint="look again: kvmd apply")
+            removed = frozenset(step.ref for step in plan.steps if step.cause is Cause.PRUNE)
+            reconciler.memory.confirmed = removed if prune else frozenset()
             if not prune:
                 reconciler.set_rules(dataclasses.replace(reconciler.rules, prune=False))
 

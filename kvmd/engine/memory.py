@@ -12,7 +12,7 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.engine.backoff import delay_seconds
 from kvmd.engine.executor import Outcome
 from kvmd.observed import Domain, Observed
-from kvmd.plan.model import Cause, Memory, ObjectMemory, Plan, Step
+from kvmd.plan.model import Cause, Memory, ObjectMemory, ObjectPlan, Plan, Step
 from kvmd.plan.safety import HOUR_SECONDS
 from kvmd.settings import Backoff
 
@@ -35,7 +35,7 @@ class Remembering:
         self._successes: dict[Ref, tuple[tuple[ops.Op, ...], float, int]] = {}
         self._pruned: tuple[tuple[float, Ref], ...] = ()
         self.prune_approved: frozenset[Ref] = frozenset()
-        self.confirmed = False
+        self.confirmed: frozenset[Ref] | None = frozenset()
         self.complete_since: float | None = None
 
     def value(self, now: float) -> Memory:
@@ -109,8 +109,11 @@ class Remembering:
                 self.change(ref, asked_at=None, asked_last=None, power="" if item.power == "stop" else item.power)
 
     def take_plan(self, plan: Plan) -> None:
-        """What a guest was given time for has come true."""
+        """What a guest was given time for has come true, or nobody wants it any more."""
         for ref, item in list(self._objects.items()):
+            if item.asked_at is not None and not item.busy and not plan.objects.get(ref, ObjectPlan(ref)).stopping:
+                # A later wish gives the guest its full time again: nothing is forced on the strength of an old one.
+                self.change(ref, asked_at=None, asked_last=None)
             if item.balloon_until is not None and ref in plan.objects and plan.objects[ref].ready:
                 self.change(ref, balloon_until=None)
 
@@ -160,10 +163,9 @@ class Remembering:
 
     def _note(self, ref: Ref, operation: ops.Op, now: float) -> None:
         match operation:
-            case ops.DomainShutdown(restart=restart):
+            case ops.DomainShutdown():
                 known = self.of(ref)
-                asked = now if known.asked_at is None else known.asked_at
-                self.change(ref, asked_at=asked, asked_last=now, restart=known.restart or restart)
+                self.change(ref, asked_at=now if known.asked_at is None else known.asked_at, asked_last=now)
             case ops.DomainStart() | ops.NetworkRestart():
                 power = self.of(ref).power
                 power = "" if power == "start" else power

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +25,7 @@ class LedgerFile:
 
     def __init__(self, directory: str) -> None:
         self._journal = Journal(os.path.join(directory, "ledger"))
+        self._lock = threading.Lock()
         self._entries: dict[Ref, Ledger] = {}
         self._removals: dict[Ref, float] = {}  # what the brake must count after a restart too, and its time of day
         self._lines = 0
@@ -48,6 +50,8 @@ class LedgerFile:
         known = self._entries.get(ref, Ledger(ref))
         if entry == "suspended":
             self._entries[ref] = replace(known, suspended=value == "true")
+        elif entry == "restarting":
+            self._entries[ref] = replace(known, restarting=value == "true")
         elif entry == "once":
             self._entries[ref] = replace(known, once=value)
         elif entry == "last_stop":
@@ -62,7 +66,7 @@ class LedgerFile:
     def removals(self) -> list[tuple[float, Ref]]:
         """What was removed within the last hour, and how many seconds ago; a clock put back makes it now."""
         now = time.time()
-        ages = {ref: max(0.0, now - when) for ref, when in self._removals.items()}
+        ages = {ref: max(0.0, now - when) for ref, when in list(self._removals.items())}
         return [(age, ref) for ref, age in ages.items() if age < HOUR_SECONDS]
 
     def _publish(self) -> None:
@@ -70,6 +74,10 @@ class LedgerFile:
 
     def write(self, operation: ops.LedgerWrite) -> None:
         """Append one entry, durable when this returns; the operation's name is ``Kind/name``. Raises Retry."""
+        with self._lock:
+            self._write(operation)
+
+    def _write(self, operation: ops.LedgerWrite) -> None:
         ref = Ref.parse(operation.name)
         if operation.entry == "forget" and ref not in self._entries:
             return
@@ -98,6 +106,7 @@ def _line(name: str, entry: str, value: str) -> str:
 
 
 def _values(entry: Ledger) -> list[tuple[str, str]]:
-    suspended = "true" if entry.suspended else ""
-    values = {"once": entry.once, "last_stop": entry.last_stop, "balloon": entry.balloon, "suspended": suspended}
+    suspended, restarting = ("true" if flag else "" for flag in (entry.suspended, entry.restarting))
+    values = {"once": entry.once, "last_stop": entry.last_stop, "balloon": entry.balloon}
+    values |= {"suspended": suspended, "restarting": restarting}
     return [(name, value) for name, value in values.items() if value]

@@ -190,8 +190,10 @@ def _change(
         return operations, tuple(
             Pending(f"spec.{change.path}", change.before, change.after, Update.REPLUG) for change in waits
         )
-    if "multiQueue" in paths:
-        # The kernel cannot change the number of queues of a TAP that is there: it goes, the next look makes it anew.
+    cleared = any(change.after is None for change in waits)
+    if "multiQueue" in paths or cleared:
+        # The kernel changes neither the number of queues of a TAP that is there nor takes an owner off: it goes, the
+        # next look makes it anew.
         return [ops.LinkDelete(link.name, link.index, alias=link.alias)], ()
     owner = ops.TapOwner(link.name, link.index, "tap", _number(want.owner), _number(want.group), link.multi_queue)
     operations.append(owner)

@@ -125,6 +125,10 @@ def plan(ref: Ref, look: Look) -> Draft:
     former = applied.written if applied else {}
     owned = resource.owned | (applied.owned if applied else frozenset())
     operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
+    if not link.carrier and any(change.path in ("owner", "group") and change.after is None for change in changes):
+        # The kernel takes no owner off a TUN that is there: it goes, the next look makes it anew.
+        again = ops.LinkDelete(link.name, link.index, alias=link.alias)
+        return Draft((again,), tuple(changes), status=link_status(link))
     more, _ = address_operations(link, name, spec.addresses, former.get("addresses", ()))
     if more:
         ours = {*spec.addresses, *normal_addresses(former.get("addresses", ()))}

@@ -95,6 +95,7 @@ class Draft:
     asked_elsewhere: bool = False  # another object's spec asks for this change: it is no drift
     later: tuple[Op, ...] = ()  # what follows once the operations have had their effect
     needed_by: tuple[tuple[Ref, ...], ...] = ()  # of each operation its own part of *needs*; empty: all need all
+    stopping: bool = False  # a shutdown is under way, or about to be asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ class ObjectPlan:
     ready: bool = False
     generation: int = 0
     observed_generation: int = 0
+    stopping: bool = False  # a shutdown is under way: the time that it was asked at counts
 
     def condition(self, type_: str) -> Condition | None:
         """Return the condition of that type, or None."""
@@ -261,7 +263,8 @@ class Memory:
 
     objects: Mapping[Ref, ObjectMemory] = field(default_factory=lambda: MappingProxyType({}))
     prune_approved: frozenset[Ref] = frozenset()  # the objects of an approved list of removals
-    confirmed: bool = False  # somebody confirmed this very plan: stands in for the grace, never for the brake
+    # What somebody saw go and confirmed; None: all (a plan that only shows). In for the grace, never for the brake.
+    confirmed: frozenset[Ref] | None = frozenset()
     pruned: tuple[tuple[float, Ref], ...] = ()  # what was removed within the last hour, and when
     complete_since: float | None = None  # first complete look at source and host after the start
 
@@ -275,7 +278,7 @@ class Rules:
     prune_percent: int = 30
     prune_minimum: int = 2
     accelerator: str = "auto"
-    allowed_paths: tuple[str, ...] = ()
+    allowed_paths: tuple[str, ...] = ("/",)
     uplinks: str | tuple[str, ...] = "*"
     images: str = "/var/lib/kvmd/images"  # the image store
     seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init

@@ -17,7 +17,7 @@ def refuse_outside(ref: Ref, paths: Iterable[str], look: Look) -> None:
         fact = look.fact(Key("file", path))
         real = fact.real if isinstance(fact, File) and fact.real else path
         for name in dict.fromkeys((path, real)):
-            if roots and not any(name == root or name.startswith(root.rstrip("/") + "/") for root in roots):
+            if not any(name == root or name.startswith(root.rstrip("/") + "/") for root in roots):
                 raise Refused(
                     f"{ref}: {name} lies outside of what specs may name on this host ({', '.join(roots)})",
                     hint="move the file, or extend policy.allowedPaths in kvmd.yaml",

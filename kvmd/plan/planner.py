@@ -15,7 +15,7 @@ from kvmd.api.resource import ANNOTATION_SUSPEND, Ref, Resource
 from kvmd.api.status import Condition
 from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
 from kvmd.observed import Key, Ledger, Observed
-from kvmd.ops import LedgerWrite
+from kvmd.ops import DomainDestroy, DomainResume, DomainShutdown, DomainStart, LedgerWrite
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
@@ -131,6 +131,7 @@ class Planner:
             conditions=conditions,
             wake_at=draft.wake_at,
             status=draft.status,
+            stopping=draft.stopping,
         )
 
 
@@ -195,6 +196,7 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
         pending=draft.pending,
         status=draft.status,
         wake_at=draft.wake_at,
+        stopping=draft.stopping,
         conditions=(*base.conditions, *draft.conditions, *_restart_required(draft)),
     )
     if not draft.operations:
@@ -204,8 +206,11 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
     if cause is Cause.DRIFT and policy != "Correct":
         message = f"differs from its spec and is left so (driftPolicy {policy}): {_changes(draft)}"
         drifted = replace(base, conditions=(*base.conditions, Condition(status.DEGRADED, True, "Drifted", message)))
-        ready = policy == "Ignore"
-        return replace(drifted, ready=ready, conditions=_with_ready(drifted, ready, "Drifted"))
+        power = _power_only(draft)
+        if not power.operations:
+            ready = policy == "Ignore"
+            return replace(drifted, ready=ready, conditions=_with_ready(drifted, ready, "Drifted"))
+        base, draft = drifted if len(power.operations) < len(draft.operations) else base, power
     withheld = _withheld(base, look)
     if withheld is not None:
         return withheld
@@ -225,6 +230,16 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
         step=step,
         conditions=_with_ready(replace(base, conditions=(*base.conditions, condition)), False, "Reconciling"),
     )
+
+
+def _power_only(draft: Draft) -> Draft:
+    """What the run strategy asks for: it is kept whatever becomes of a drifted definition."""
+    acts = (DomainStart, DomainResume, DomainShutdown, DomainDestroy, LedgerWrite)
+    kept = [i for i, operation in enumerate(draft.operations) if isinstance(operation, acts)]
+    needed_by = tuple(draft.needed_by[i] for i in kept) if draft.needed_by else ()
+    needs = tuple(dict.fromkeys(ref for each in needed_by for ref in each)) if needed_by else draft.needs
+    operations = tuple(draft.operations[i] for i in kept)
+    return replace(draft, operations=operations, needed_by=needed_by, needs=needs, changes=())
 
 
 def _at_rest(base: ObjectPlan, draft: Draft) -> ObjectPlan:

@@ -101,7 +101,7 @@ def _general_reason(desired: Desired, observed: Observed, memory: Memory, rules:
         return "HostIncomplete", (
             f"the host could not be read completely ({', '.join(sorted(observed.missing))}), so nothing is removed"
         )
-    if memory.complete_since is None and not memory.confirmed:
+    if memory.complete_since is None and memory.confirmed == frozenset():
         return STARTING, "waits for the first complete look at specs and host after the start"
     return None
 
@@ -131,7 +131,7 @@ def _own_reason(
         message = f"still used by {', '.join(living)}; change or remove that first: kvmd describe {living[0]}"
         return Hold(ref, "StillUsed", message), None
     since = (world.memory.get(ref) or NOTHING_REMEMBERED).missing_since
-    if memory.confirmed or approved:
+    if memory.confirmed is None or ref in memory.confirmed or approved:
         return None, None
     if since is None:
         return Hold(ref, GRACE, "its spec went away; waits for the grace"), None

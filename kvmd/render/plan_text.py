@@ -90,7 +90,7 @@ def _pending(pending: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
 def _way_out(reference: str, pending: Sequence[Mapping[str, Any]]) -> str:
     kind, _, name = reference.partition("/")
     effects = {item["effect"] for item in pending if item["object"] == reference}
-    if "Replug" in effects:
+    if "Replug" in effects and kind == "Network":
         return f"  (now: kvmd approve {reference})"
     if kind == "VirtualMachine" and "NextBoot" in effects:
         return f"  (now: kvmd restart {name})"

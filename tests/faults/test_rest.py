@@ -5,6 +5,7 @@ KVMD_TEST_REST_SECONDS sets how long the silence is watched (a campaign: 60 and 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from guest import guest_files
 from hermetic import REPOSITORY, Agent, Hermetic, wait_until
+from served import URL, ImageServer
 from small import link, network, vm, wipe
 
 pytestmark = pytest.mark.libvirt
@@ -131,15 +133,31 @@ def test_the_trace_would_have_seen_a_change(full: Agent) -> None:
     assert any(not is_keepalive(message) for message in libvirt_messages(lines))
 
 
-IMAGES = "/var/lib/libvirt/images"
+GUESTS = "/var/lib/libvirt/"
 
 
-def make_images(folder: Path, text: str) -> None:
-    """An empty image for each disk that the examples name, of the format that its end says."""
-    folder.mkdir(exist_ok=True)
-    for found in sorted(set(re.findall(rf"{folder}/[\w.-]+", text))):
-        image = "qcow2" if found.endswith(".qcow2") else "raw"
-        subprocess.run(["qemu-img", "create", "-q", "-f", image, found, "8M"], check=True)
+def on_this_machine(text: str, folder: Path, server: ImageServer) -> str:
+    """An example with files of this test in place of those of its host, and with images that are served here."""
+    files = guest_files()
+    text = re.sub(r"/var/lib/kvmd/\S*/vmlinuz", files.kernel, text)
+    text = re.sub(r"/var/lib/kvmd/\S*/initrd(\.img)?", files.initrd, text)
+    text = re.sub(r"/var/lib/kvmd/(\S*/)?(\S+\.console)", rf"{folder}/\2", text)
+    text = text.replace("/var/lib/kvmd/iso/", f"{folder}/").replace(GUESTS, f"{folder}/")
+    for found in sorted(set(re.findall(rf"{folder}/\S+\.(?:qcow2|img|iso)\b", text))):
+        make_image(Path(found))
+    sums = []
+    for name in re.findall(r'"https?://\S+/(\S+\.qcow2)"', text):
+        make_image(server.folder / name)
+        sums.append(f"{hashlib.sha512((server.folder / name).read_bytes()).hexdigest()}  {name}\n")
+    (server.folder / "SHA512SUMS").write_text("".join(sums))
+    return re.sub(r'"https?://\S+/(\S+)"', rf'"{URL}/\1"', text)
+
+
+def make_image(path: Path) -> None:
+    """An empty image of the format that its ending says."""
+    path.parent.mkdir(exist_ok=True)
+    image = "qcow2" if path.suffix == ".qcow2" else "raw"
+    subprocess.run(["qemu-img", "create", "-q", "-f", image, str(path), "8M"], check=True)
 
 
 EXAMPLES = sorted(path for path in (REPOSITORY / "specs").iterdir() if any(path.rglob("*.yaml")))
@@ -150,17 +168,10 @@ EXAMPLES = sorted(path for path in (REPOSITORY / "specs").iterdir() if any(path.
 def test_an_example_that_converged_plans_to_nothing(hermetic: Hermetic, tmp_path: Path, example: Path) -> None:
     wipe(hermetic)
     agent = Agent(hermetic, tmp_path)
-    files = guest_files()
-    images = tmp_path / "images"
+    server = ImageServer(agent, tmp_path)
     try:
         for path in example.rglob("*.yaml") if example.is_dir() else [example]:
-            text = path.read_text()
-            text = re.sub(r"/var/lib/kvmd/\S*/vmlinuz", files.kernel, text)
-            text = re.sub(r"/var/lib/kvmd/\S*/initrd(\.img)?", files.initrd, text)
-            text = re.sub(r"/var/lib/kvmd/(\S*/)?(\S+\.console)", rf"{tmp_path}/\2", text)
-            text = text.replace(IMAGES, str(images))
-            make_images(images, text)
-            agent.write(path.name, text)
+            agent.write(path.name, on_this_machine(path.read_text(), tmp_path, server))
         agent.kvmd("plan", "--detailed-exitcode", code=2)
         agent.start()
         names = agent.kvmd("get", "all", "-o", "name").split()
@@ -171,4 +182,5 @@ def test_an_example_that_converged_plans_to_nothing(hermetic: Hermetic, tmp_path
         agent.kvmd("diff")
     finally:
         agent.stop()
+        server.close()
         wipe(hermetic)

@@ -186,6 +186,9 @@ def wipe(hermetic: Hermetic) -> None:
     for name in found["networks"]:
         hermetic.virsh("net-destroy", name, check=False)
         hermetic.virsh("net-undefine", name, check=False)
+    for name in hermetic.virsh("pool-list", "--all", "--name").split():
+        hermetic.virsh("pool-destroy", name, check=False)
+        hermetic.virsh("pool-undefine", name, check=False)
     for name, item in hermetic.links().items():
         if item.get("linkinfo", {}).get("info_kind") in ("bridge", "tun"):
             hermetic.run("ip", "link", "del", name, check=False)

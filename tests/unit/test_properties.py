@@ -342,7 +342,7 @@ def test_the_brake_holds_when_too_many_guests_would_go(count: int, percent: int)
     leaving = count - len(left)
     rules = Rules(prune_percent=percent)
     observed = loop.look()
-    for memory in (loop.memory.value(loop.now), replace(loop.memory.value(loop.now), confirmed=True)):
+    for memory in (loop.memory.value(loop.now), replace(loop.memory.value(loop.now), confirmed=None)):
         plan = make_plan(loop.desired(), observed, memory, rules, loop.now, CONTROLLERS)
         held = leaving > max(2, percent * count / 100)
         assert len(removals(plan)) == (0 if held else leaving)

@@ -217,7 +217,8 @@ def test_devices_round_trip(cls: type) -> None:
         name = random_.choice(declared)
         state = replace(state, **{name: random_.choice(values[name])})
         xmlmap.write(state, root)
-        assert xmlmap.read(cls, root, name="x") == state
+        nothing = getattr(state, "source", "") is None  # an empty tray has no format
+        assert xmlmap.read(cls, root, name="x") == (replace(state, format=None) if nothing else state)
 
 
 # ------------------------------------------------------------------------------------- the real QEMU driver

@@ -107,6 +107,11 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     guests = sorted({guest for _, guest in ports_of(look, network.bridge).taps} - look.departing_names(ref))
     if guests:
         raise Blocked(f"{ref}: used by {', '.join(guests)}", hint="shut those guests down or move their NICs first")
+    taps = {tap for tap, _ in ports_of(look, network.bridge).taps}
+    others = sorted(set(ports_of(look, network.bridge).members) - taps)
+    if network.active and others:
+        hint = f"take them off first: ip link set {others[0]} nomaster"
+        raise Blocked(f"{ref}: {', '.join(others)} are ports of its bridge {network.bridge}", hint=hint)
     stop = (ops.NetworkStop(network.name, network.uuid),) if network.active else left_behind(network, look)
     return Draft((*stop, ops.NetworkUndefine(network.name, network.uuid)))
 

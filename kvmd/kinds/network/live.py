@@ -47,8 +47,9 @@ def running(
         refuse_a_strangers_bridge(resource, after, look)
     memory = look.memory(resource.ref)
     approved = memory.approved_hash == resource.spec_hash
-    if spec.disruption_policy == "Replug" or approved or not taps:
-        restart = ops.NetworkRestart(network.name, network.uuid, after, taps, guests)
+    plugged = tuple(dict.fromkeys((*taps, *ports.members)))  # a Tap on this bridge is somebody's way out, too
+    if spec.disruption_policy == "Replug" or approved or not plugged:
+        restart = ops.NetworkRestart(network.name, network.uuid, after, plugged, guests)
         return [restart], (), found
     pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in disruptive)
     return operations, pending, tuple(in_place)

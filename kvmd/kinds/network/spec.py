@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -84,11 +84,13 @@ class Ip(SpecModel):
             start, end = ipaddress.ip_address(item.start), ipaddress.ip_address(item.end)
             if start not in network or end not in network or int(start) > int(end):
                 raise ValueError(f"the range {item.start} to {item.end} does not lie within {network}")
+            if network.version == 4 and network.prefixlen < 31 and {start, end} & set(_ends(network)):
+                raise ValueError(f"{item.start} to {item.end} holds the network or broadcast address of {network}")
         for host in self.dhcp.hosts:
             if ipaddress.ip_address(host.ip) not in network:
                 raise ValueError(f"the reservation {host.ip} does not lie within {network}")
-        for what in ("mac", "ip"):
-            values = [getattr(host, what) for host in self.dhcp.hosts]
+        for what in ("mac", "ip", "name"):
+            values = [value for host in self.dhcp.hosts if (value := getattr(host, what))]
             if len(values) != len(set(values)):
                 raise ValueError(f"two reservations have the same {what}")
         return self
@@ -102,6 +104,10 @@ class Ip(SpecModel):
     def serves(self) -> bool:
         """True where it has DHCP by its own words."""
         return bool(self.dhcp.ranges or self.dhcp.hosts)
+
+
+def _ends(network: Any) -> tuple[Any, Any]:
+    return network.network_address, network.broadcast_address
 
 
 class Spec(SpecModel):

@@ -71,6 +71,7 @@ def _wanted_subnet(ip: Ip, reserved: Mapping[str, tuple[str, str]]) -> Subnet:
 def reservations(ref: Ref, look: Look) -> dict[str, tuple[str, str]]:
     """The reservations that interfaces with an ``ip`` ask for: MAC to address and host name."""
     found: dict[str, tuple[str, str]] = {}
+    named: set[str] = set()  # one name, one reservation: libvirt refuses a second one (code 55)
     for user in look.users(ref):
         attributes = dict(user.attributes)
         if "ip" not in attributes or look.spec(user.source) is None:
@@ -81,5 +82,7 @@ def reservations(ref: Ref, look: Look) -> dict[str, tuple[str, str]]:
         interface = attributes["interface"]
         known = applied.resolved.get(f"mac.{interface}") if applied else None
         derived = derived_mac(look.host().machine_id, look.rules.owner, user.source, interface)
-        found[attributes.get("mac") or known or derived] = (attributes["ip"], user.source.name)
+        name = "" if user.source.name in named else user.source.name
+        named.add(user.source.name)
+        found[attributes.get("mac") or known or derived] = (attributes["ip"], name)
     return found

@@ -11,6 +11,7 @@ from kvmd.api.mark import Mark, derived_uuid
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, Condition
+from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
@@ -18,7 +19,7 @@ from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
 from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
-from kvmd.kinds.virtual_machine.waits import absent_files, files_of, possible
+from kvmd.kinds.virtual_machine.waits import absent_files, consoles_of, files_of, possible, refuse_odd_consoles
 from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
 from kvmd.observed import Domain, Key
 from kvmd.plan.difference import Change, differences, is_owned
@@ -56,6 +57,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     found = [Claim("domain", host_key(ref, spec).name)]
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
     found += [Claim("disk", f"Volume/{disk.volume}") for disk in spec.disks if disk.volume and not disk.read_only]
+    found += [Claim("disk", serial.file) for serial in spec.serials if serial.file]  # a start truncates it
     for nic in spec.interfaces:
         found += [Claim("tap", nic.tap)] if nic.tap else []
         found += [Claim("mac", nic.mac)] if nic.mac else []
@@ -66,8 +68,8 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
 
 
 def files(spec: Spec) -> tuple[str, ...]:
-    """Every file that must be there before it starts."""
-    return files_of(spec)
+    """Every file that must be there before it starts, and where consoles are written."""
+    return (*files_of(spec), *consoles_of(spec))
 
 
 def usable(ref: Ref, look: Look) -> bool:
@@ -82,8 +84,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     assert resource is not None and isinstance(resource.spec, Spec)
     fact = look.fact(look.key(ref))
     domain = fact if isinstance(fact, Domain) else None
-    consoles = (serial.file for serial in resource.spec.serials if serial.file)
-    refuse_outside(ref, (*files(resource.spec), *consoles), look)
+    refuse_outside(ref, files(resource.spec), look)
+    refuse_odd_consoles(ref, resource.spec, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
     # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
     unresolved = read(root, Known()) if root is not None else None
@@ -93,6 +95,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     config = read(root, known) if root is not None else None
     want = wanted(resource, origins.spec, domain, config, look)
     want = replace(want, resolved=dict(want.resolved) | dict(origins.files))
+    _refuse_renames(ref, config, want.state)
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
     absent = absent_files(resource.spec, look)
@@ -117,7 +120,8 @@ def plan(ref: Ref, look: Look) -> Draft:
         acts.settled and running.wake_at is None and now.all,
         acts.reason if not changes and not running.changes else "",
         needed_by=needs,
-        asked_elsewhere=_moved(domain, origins.files),
+        stopping=acts.stops,
+        asked_elsewhere=_moved(domain, origins.files) or _own_start(domain, operations),
     )
 
 
@@ -148,7 +152,32 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         settled=False,
         reason=act.reason,
         later=undefine,
+        stopping=True,
     )
+
+
+def _refuse_renames(ref: Ref, config: State | None, want: State) -> None:
+    """Raise Refused where a device that stays has another name: taken at its word the guest would lose it."""
+    if config is None:
+        return
+    disks = [(item.name, item.source) for item in config.disks], [(item.name, item.source) for item in want.disks]
+    nics = [(item.name, item.mac) for item in config.interfaces], [(item.name, item.mac) for item in want.interfaces]
+    for what, (before, after) in (("disks", disks), ("interfaces", nics)):
+        then, now = ({name for name, _ in items} for items in (before, after))
+        gone = {thing: name for name, thing in before if thing and name not in now}
+        for name, thing in after:
+            if name not in then and thing in gone:
+                raise Refused(
+                    f"{ref}: {what}[{gone[thing]}] is called {name} now and is still {thing}; a device's name is its "
+                    "identity, and taken at its word the running guest would lose it",
+                    hint=f"write `name: {gone[thing]}` back, or take it out, apply, and then add {name}",
+                )
+
+
+def _own_start(domain: Domain | None, operations: tuple[ops.Op, ...]) -> bool:
+    """True for a first start, another try of one that failed, and the start after the host's own: nobody's drift."""
+    starts = all(isinstance(item, ops.DomainStart | ops.LedgerWrite) for item in operations)
+    return starts and domain is not None and domain.reason in ("", "unknown", "failed", "daemon")
 
 
 def _moved(domain: Domain | None, files: tuple[tuple[str, str], ...]) -> bool:
@@ -209,19 +238,21 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
     """The differences that are ours: written now or before; devices that no spec ever named are left alone."""
     owned = resource.owned | (applied.owned if applied else frozenset())
     found = tuple(found)
-    follows = {path for change in found for path in _implied(change, resource.spec)}
+    follows = {
+        path
+        for change in found
+        if change.path != "accelerator" or is_owned("accelerator", owned)
+        for path in _implied(change, resource.spec)
+    }
     if _lists_serials(owned) and not _lists_serials(resource.owned):
         follows.add(f"devices.serial[{DEFAULT_SERIAL.name}]")
     return tuple(
         change
         for change in found
         if f"[{FOREIGN}" not in change.path
+        and not (change.path.endswith(".format") and change.after is None)  # an empty tray has none
         and (
-            change.always
-            or (change.after is None and change.path.endswith("]"))
-            or is_owned(change.path, owned)
-            or change.path in follows
-            or _is_source(change.path, owned)
+            change.always or is_owned(change.path, owned) or change.path in follows or _is_source(change.path, owned)
         )
     )
 

@@ -36,6 +36,11 @@ def _source_put(root: Element, path: str | None) -> None:
     ElementTree.SubElement(root, "source", {"dev" if block else "file": path})
 
 
+DRIVER_TYPE = xmlmap.attribute("driver", "type")
+# libvirt writes a format into an empty tray, or leaves it out: nothing is there that could have one.
+FORMAT = Place(lambda root: None if _source_get(root) is None else DRIVER_TYPE.get(root), DRIVER_TYPE.put)
+
+
 def _boot_order(root: Element) -> int | None:
     value = root.find("boot")
     return None if value is None else int(value.get("order", "0"))
@@ -65,7 +70,7 @@ class DiskState:
     name: str
     device: str = field(metadata=at("device", xml=xmlmap.attribute("", "device")))
     source: str | None = field(metadata=at("path", xml=Place(_source_get, _source_put)))
-    format: str | None = field(metadata=at("format", xml=xmlmap.attribute("driver", "type")))
+    format: str | None = field(metadata=at("format", xml=FORMAT))
     bus: str | None = field(metadata=at("bus", xml=xmlmap.attribute("target", "bus")))
     read_only: bool = field(metadata=at("readOnly", xml=xmlmap.presence("readonly")))
     boot_order: int | None = field(metadata=at("bootOrder", xml=BOOT_ORDER))

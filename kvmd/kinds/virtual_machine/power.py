@@ -37,14 +37,18 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     ledger = ledger_of(ref, look)
     active = domain is not None and domain.active
     notes = _notes(ref, spec, domain, ledger)
+    if active and ledger.restarting and not restart:
+        notes = (*notes, ops.LedgerWrite(str(ref), "restarting", ""))  # nobody wants it any more
     wish, why = _wish(ref, spec, domain, ledger, look)
     if active and (restart or wish == OFF):
         power = stop(ref, spec, domain, look, "a restart was asked for" if restart else why, restart)
+        if restart and power.operations and not ledger.restarting:
+            notes = (*notes, ops.LedgerWrite(str(ref), "restarting", "true"))  # a new process must start it again
         return Power((*notes, *power.operations), power.conditions, False, power.reason, power.wake_at, True)
     if active:
         assert domain is not None
         return _running(name, domain, wish, notes)
-    if wish == RUN or (wish == LEAVE and look.memory(ref).restart):
+    if wish == RUN or (wish == LEAVE and (ledger.restarting or look.memory(ref).restart)):
         started = _before_start(ref, spec, ledger)
         return Power((*notes, *started, ops.DomainStart(name, uuid)), (), False, why)
     if wish == "ask":
@@ -125,6 +129,8 @@ def _wish(ref: Ref, spec: Spec, domain: Domain | None, ledger: Ledger, look: Loo
         return LEAVE, ""
     if not ledger.once and domain is not None and not domain.active and _was_once(ref, look):
         return "ask", ""  # the ledger is lost, and it may have run
+    if ledger.once == "started" and domain is not None and domain.reason == "failed" and not domain.active:
+        return RUN, "its start failed"
     if ledger.once == "started":
         running_or_ended = domain is not None and (domain.active or domain.reason in ENDED)
         return (LEAVE, "") if running_or_ended else ("ask", "")
@@ -155,7 +161,7 @@ def _notes(ref: Ref, spec: Spec, domain: Domain | None, ledger: Ledger) -> tuple
     if domain.reason not in ENDED or ledger.last_stop == domain.reason:
         return ()
     notes: list[ops.Op] = [ops.LedgerWrite(str(ref), "last_stop", domain.reason)]
-    if spec.run_strategy == "Once" and ledger.once == "started":
+    if spec.run_strategy == "Once" and ledger.once == "started" and domain.reason != "failed":
         notes.append(ops.LedgerWrite(str(ref), "once", "done"))
     return tuple(notes)
 
@@ -166,6 +172,8 @@ def _before_start(ref: Ref, spec: Spec, ledger: Ledger) -> tuple[ops.Op, ...]:
         notes.append(ops.LedgerWrite(str(ref), "once", "started"))
     if ledger.last_stop:
         notes.append(ops.LedgerWrite(str(ref), "last_stop", ""))
+    if ledger.restarting:
+        notes.append(ops.LedgerWrite(str(ref), "restarting", ""))
     return tuple(notes)
 
 

@@ -246,6 +246,15 @@ class Spec(SpecModel):
         if len(orders) != len(set(orders)):
             raise ValueError("two devices have the same bootOrder")
         _once((disk.path for disk in self.disks), "the disk file")
+        named = {path for disk in self.disks for path in (disk.path, disk.media and disk.media.path) if path}
+        if self.kernel_boot is not None:
+            files = (self.kernel_boot.kernel, self.kernel_boot.initrd)
+            named |= {file.path for file in files if file and file.path}
+        consoles = [serial.file for serial in self.devices.serial]
+        _once(consoles, "the console file")
+        for path in consoles:
+            if path in named:
+                raise ValueError(f"{path} is a console file and something that the guest reads; a start empties it")
         _once((disk.volume for disk in self.disks), "the Volume")
         _once((nic.tap for nic in self.interfaces), "the Tap")
         _once((nic.mac for nic in self.interfaces), "the MAC address")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
+from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
 from kvmd.kinds.virtual_machine.spec import Spec
@@ -35,6 +36,19 @@ def files_of(spec: Spec) -> tuple[str, ...]:
     found = [file_of(disk) for disk in spec.disks]
     found += [boot.kernel.path, boot.initrd.path if boot.initrd else None] if boot else []
     return tuple(path for path in found if path)
+
+
+def consoles_of(spec: Spec) -> tuple[str, ...]:
+    """The files that consoles are written to."""
+    return tuple(serial.file for serial in spec.serials if serial.file)
+
+
+def refuse_odd_consoles(ref: Ref, spec: Spec, look: Look) -> None:
+    """Raise Refused for a console file that is no plain file: libvirt truncates it at each start."""
+    for path in consoles_of(spec):
+        fact = look.fact(Key("file", path))
+        if isinstance(fact, File) and fact.kind not in ("regular", "missing", "denied"):
+            raise Refused(f"{ref}: the console file {path} is a {fact.kind}", hint="name a plain file")
 
 
 def absent_files(spec: Spec, look: Look) -> tuple[str, ...]:

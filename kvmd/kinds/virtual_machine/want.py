@@ -55,6 +55,10 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
     host = look.host()
     word = spec.accelerator or look.rules.accelerator
     accelerator = _kept("accelerator", word, ref, domain, look)
+    applied = look.applied(ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    if accelerator is None and config is not None and "accelerator" not in owned:
+        accelerator = config.accelerator  # of a guest that was adopted: nobody has asked for another
     if accelerator is None:
         accelerator = ("kvm" if host.kvm_usable else "tcg") if word == "auto" else word
     if accelerator == "kvm" and word == "kvm" and not host.kvm_usable:
@@ -71,8 +75,6 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
     interfaces = tuple(_nic(nic, ref, config, look) for nic in spec.interfaces)
     resolved |= {f"mac.{nic.name}": nic.mac for nic in interfaces}
     boot, topology = spec.kernel_boot, spec.cpu.topology
-    applied = look.applied(ref)
-    owned = resource.owned | (applied.owned if applied else frozenset())
     state = State(
         accelerator=accelerator,
         machine=machine,
@@ -152,12 +154,13 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
         else:
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
+        source = disk.media.path if disk.media else disk.path
         found.append(
             DiskState(
                 name=disk.name,
                 device=disk.device,
-                source=disk.media.path if disk.media else disk.path,
-                format=disk.format or "raw",
+                source=source,
+                format=None if source is None else disk.format or "raw",
                 bus=disk.effective_bus,
                 read_only=disk.read_only or disk.device == "cdrom",
                 boot_order=disk.boot_order,
