@@ -233,7 +233,12 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
 
 
 def _power_only(draft: Draft) -> Draft:
-    """What the run strategy asks for: it is kept whatever becomes of a drifted definition."""
+    """What the run strategy asks for: it is kept whatever becomes of a drifted definition.
+
+    A restart is not: it would take nothing over from a definition that stays as it is, and be asked for again.
+    """
+    if any(isinstance(operation, DomainShutdown) and operation.restart for operation in draft.operations):
+        return replace(draft, operations=())
     acts = (DomainStart, DomainResume, DomainShutdown, DomainDestroy, LedgerWrite)
     kept = [i for i, operation in enumerate(draft.operations) if isinstance(operation, acts)]
     needed_by = tuple(draft.needed_by[i] for i in kept) if draft.needed_by else ()

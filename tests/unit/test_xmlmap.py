@@ -163,6 +163,14 @@ def test_a_definition_reads_back_as_wanted(seed: int) -> None:
         assert [change for change in differences(found, want) if change.path != "cpu.model"] == []
 
 
+def test_more_vcpus_at_most_are_not_more_vcpus_now() -> None:
+    """Without the attribute all of the maximum would be there at the next boot."""
+    root = xmlmap.parse("<domain type='qemu'><os><type machine='pc'/></os><vcpu>1</vcpu></domain>")
+    state = read(root, Known())
+    xmlmap.write(replace(state, max_vcpus=4), root, lambda path: path == "cpu.maxVcpus")
+    assert read(root, Known()) == replace(state, max_vcpus=4)
+
+
 def test_devices_are_known_without_aliases() -> None:
     """An adopted guest: disks by their file, NICs by MAC, consoles and trays by their order; the rest is theirs."""
     root = xmlmap.parse(

@@ -195,12 +195,11 @@ def _vcpus_put(root: Element, count: int) -> None:
 
 
 def _max_vcpus_put(root: Element, count: int) -> None:
-    """Keep *current* within the maximum: libvirt refuses more."""
+    """Keep how many there are now: without *current* all of the maximum would be; libvirt refuses more than that."""
     now = _vcpus_get(root)
     element = xmlmap.reach(root, "vcpu")
     element.text = str(count)
-    if now > count:
-        element.set("current", str(count))
+    element.set("current", str(min(now, count)))
 
 
 @dataclass(frozen=True, slots=True)
