@@ -133,7 +133,6 @@ def size(path: str) -> Place:
             cut(root, path)
             return
         element = reach(root, path)
-        element.attrib.clear()
         element.set("unit", "KiB")
         element.text = str(value // 2**10)
 

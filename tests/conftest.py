@@ -45,3 +45,17 @@ def agent(hermetic: object, tmp_path: Path) -> Iterator[object]:
     made = Agent(hermetic, tmp_path)  # type: ignore[arg-type]
     yield made
     made.stop()
+
+
+@pytest.fixture
+def definitions(hermetic: object) -> Iterator[object]:
+    """The simulated host whose definitions are those of a real libvirt."""
+    import libvirt
+    from definitions import Definitions
+
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    connection = libvirt.open(hermetic.uri)  # type: ignore[attr-defined]
+    made = Definitions(connection)
+    yield made
+    made.forget()
+    connection.close()

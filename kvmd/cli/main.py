@@ -30,6 +30,7 @@ _COMMANDS = {
     "topology": ("get", "Draw the packet path of every guest."),
     "explain": ("language", "Explain a kind or a field."),
     "schema": ("language", "Print the JSON Schema of all kinds."),
+    "import": ("import_", "Print specs of what others made on this host."),
     "render": ("language", "Print the libvirt XML or netlink attributes of an object."),
     "start": ("act", "Start a virtual machine."),
     "stop": ("act", "Shut a virtual machine down."),

@@ -19,7 +19,7 @@ from kvmd.engine.reconciler import Report
 from kvmd.errors import BackendUnavailable, KvmdError, Stale
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Observed
-from kvmd.plan.model import Cause, Desired, Memory, Plan
+from kvmd.plan.model import Cause, Desired, Memory, Plan, Rules
 from kvmd.plan.planner import make_plan
 from kvmd.settings import Settings
 
@@ -66,6 +66,16 @@ class Session:
             missing = ", ".join(sorted(report.observed.missing))
             raise BackendUnavailable(f"no plan can be made: {missing} cannot be read", hint="kvmd check")
         return report.plan
+
+    def host(self) -> Observed:
+        """All that is on the host; raises BackendUnavailable where it cannot be read."""
+        self.plan()
+        assert self._report is not None
+        return self._report.observed
+
+    def rules(self) -> Rules:
+        """The settings that planning obeys."""
+        return self._assembly.reconciler.rules
 
     def source(self) -> dict[str, Any]:
         """The state of the directory, as the daemon's facade gives it."""

@@ -15,7 +15,7 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Blocked, Refused
-from kvmd.observed import Key, Link, Ports
+from kvmd.observed import Key, Link, Network, Observed, Ports
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import (
     address_operations,
@@ -28,7 +28,7 @@ from kvmd.plan.links import (
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
-from kvmd.plan.model import Draft
+from kvmd.plan.model import Described, Draft
 
 KIND = "Bridge"
 PLURAL = "bridges"
@@ -98,6 +98,24 @@ class State:
     mtu: int | Leave = field(metadata=at("mtu"))
     addresses: tuple[str, ...] = field(metadata=at("addresses.static"))
     uplinks: tuple[str, ...] = field(metadata=at("uplinks"))
+
+
+def describe(key: Key, observed: Observed) -> Described | None:
+    """A bridge of the host; that of a libvirt network belongs to the network."""
+    link = observed.facts.get(key)
+    networks = (fact for fact in observed.facts.values() if isinstance(fact, Network))
+    if not isinstance(link, Link) or link.kind != "bridge" or link.name in {fact.bridge for fact in networks}:
+        return None
+    links = [fact for fact in observed.facts.values() if isinstance(fact, Link) and fact.master == link.name]
+    spec: dict[str, Any] = {"stp": bool(link.stp)}
+    if uplinks := [{"name": port.name} for port in links if not port.kind]:
+        spec["uplinks"] = uplinks
+    if addresses := addresses_of(link):
+        spec["addresses"] = {"from": "Static", "static": list(addresses)}
+    unsaid = [f"port {port.name}" for port in links if port.kind]
+    unsaid += [f"route to {route.to}" for route in link.routes if route.protocol != "kernel"]
+    unsaid += [f"address {item.cidr}, which is not permanent" for item in link.addresses if not item.permanent]
+    return Described(spec, tuple(unsaid))
 
 
 def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:

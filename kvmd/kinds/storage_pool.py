@@ -12,9 +12,9 @@ from kvmd.api.quantity import DomainName, HostPath
 from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.errors import Refused
-from kvmd.observed import Key, Pool
+from kvmd.observed import Key, Observed, Pool
 from kvmd.plan.look import Look
-from kvmd.plan.model import Draft
+from kvmd.plan.model import Described, Draft
 from kvmd.plan.paths import refuse_outside
 
 KIND = "StoragePool"
@@ -39,6 +39,14 @@ class Spec(SpecModel):
         about="When the spec goes: undefine the pool (the directory and all in it stay), or only take the mark off.",
         example="Delete",
     )
+
+
+def describe(key: Key, observed: Observed) -> Described | None:
+    """A pool that is a directory."""
+    pool = observed.facts.get(key)
+    if not isinstance(pool, Pool) or pool.type != "dir":
+        return None
+    return Described({"path": pool.path})
 
 
 def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:

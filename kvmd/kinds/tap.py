@@ -11,11 +11,11 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
-from kvmd.observed import Key, Link
+from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
 from kvmd.plan.look import Look
-from kvmd.plan.model import Draft
+from kvmd.plan.model import Described, Draft
 
 KIND = "Tap"
 PLURAL = "taps"
@@ -68,6 +68,16 @@ class State:
     multi_queue: bool = field(metadata=at("multiQueue"))
     mtu: int | Leave = field(metadata=at("mtu"))
     mac: str | Leave = field(metadata=at("mac"))
+
+
+def describe(key: Key, observed: Observed) -> Described | None:
+    """A TAP that stays without a holder; the others are those of a program, and go with it."""
+    link = observed.facts.get(key)
+    if not isinstance(link, Link) or link.tun_mode != "tap" or not link.persistent:
+        return None
+    spec: dict[str, Any] = {"multiQueue": link.multi_queue, "mtu": link.mtu}
+    found = {"owner": link.owner, "group": link.group, "bridge": link.master or None}
+    return Described(spec | {name: value for name, value in found.items() if value is not None})
 
 
 def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:

@@ -13,7 +13,7 @@ from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
-from kvmd.observed import Key, Link
+from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change
 from kvmd.plan.links import (
     account,
@@ -27,7 +27,7 @@ from kvmd.plan.links import (
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
-from kvmd.plan.model import Draft
+from kvmd.plan.model import Described, Draft
 
 KIND = "Tun"
 PLURAL = "tuns"
@@ -73,6 +73,19 @@ class Spec(SpecModel):
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the TUN, or only take the mark off.", example="Delete"
     )
+
+
+def describe(key: Key, observed: Observed) -> Described | None:
+    """A TUN that stays without a holder, with the addresses and routes that somebody gave it."""
+    link = observed.facts.get(key)
+    if not isinstance(link, Link) or link.tun_mode != "tun" or not link.persistent:
+        return None
+    given = [route for route in link.routes if route.protocol != "kernel" and route.to != "default"]
+    routes = [{"to": r.to, "metric": r.metric} | ({"via": r.via} if r.via else {}) for r in given]
+    found = {"owner": link.owner, "group": link.group, "mtu": link.mtu, "routes": routes}
+    unsaid = ("the default route through it",) if any(route.to == "default" for route in link.routes) else ()
+    spec = {name: value for name, value in found.items() if value not in (None, [])}
+    return Described(spec | {"addresses": list(addresses_of(link))}, unsaid)
 
 
 def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:

@@ -213,6 +213,12 @@ class Agent:
             )
         return done.stdout
 
+    def told(self, *words: str) -> str:
+        """Run a command of kvmd that succeeds; all that it says, messages too."""
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
     def refused(self, *words: str) -> str:
         """Run a command that must fail; what it says."""
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60, env=ENVIRONMENT)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from generators import Chance, Names, decoded, document, image, machine, machine_for, network, pool, volume
-from simulator import SOME_HOST, Impossible, Loop, Machine
+from simulator import Loop
 
-from kvmd import ops, xmlmap
+from kvmd import xmlmap
 from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.kinds import CONTROLLERS
@@ -20,7 +19,7 @@ from kvmd.kinds import network as network_kind
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State, read
 from kvmd.kinds.virtual_machine.origins import prepare
 from kvmd.kinds.virtual_machine.want import known_devices, wanted
-from kvmd.observed import Domain, Network
+from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, at, differences
 from kvmd.plan.look import Look
 
@@ -232,71 +231,6 @@ def test_devices_round_trip(cls: type) -> None:
 # ------------------------------------------------------------------------------------- the real QEMU driver
 
 
-class Definitions(Machine):
-    """The simulated host with libvirt's own hand on every definition: it completes it, keeps it or refuses it."""
-
-    def __init__(self, connection: Any) -> None:
-        capabilities = ElementTree.fromstring(connection.getCapabilities())
-        aliases = {
-            (item.text or "", item.get("canonical", ""))
-            for item in capabilities.findall("guest/arch[@name='x86_64']/machine")
-            if item.get("canonical")
-        }
-        super().__init__(
-            replace(SOME_HOST, machines=tuple(sorted(aliases)), libvirt_version=connection.getLibVersion())
-        )
-        self.connection = connection
-        self.defined = 0
-
-    def define(self, xml: str) -> Domain:
-        """Through libvirt and back."""
-        import libvirt
-
-        try:
-            domain = self.connection.defineXML(xml)
-        except libvirt.libvirtError as error:
-            raise Impossible(f"{error}\n{xml}") from None
-        self.defined += 1
-        text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
-        return self.keep_definition(xmlmap.parse(text))
-
-    def define_network(self, xml: str) -> Network:
-        """Through libvirt and back."""
-        import libvirt
-
-        try:
-            made = self.connection.networkDefineXML(xml)
-        except libvirt.libvirtError as error:
-            raise Impossible(f"{error}\n{xml}") from None
-        self.defined += 1
-        return self.keep_network(xmlmap.parse(made.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)))
-
-    def execute(self, operation: ops.Op) -> None:
-        """Undefine there, too."""
-        super().execute(operation)
-        if isinstance(operation, ops.DomainUndefine):
-            self.connection.lookupByUUIDString(operation.uuid).undefine()
-        if isinstance(operation, ops.NetworkUndefine):
-            self.connection.networkLookupByUUIDString(operation.uuid).undefine()
-
-    def forget(self) -> None:
-        """Undefine everything."""
-        for item in [*self.connection.listAllDomains(), *self.connection.listAllNetworks()]:
-            item.undefine()
-
-
-@pytest.fixture
-def definitions(hermetic: Any) -> Iterator[Definitions]:
-    import libvirt
-
-    libvirt.registerErrorHandler(lambda *_: None, None)
-    connection = libvirt.open(hermetic.uri)
-    made = Definitions(connection)
-    yield made
-    made.forget()
-    connection.close()
-
-
 def specs_of(seed: int) -> dict[Ref, Resource]:
     """Two networks and three guests on them."""
     chance, names = Chance(seed), Names()
@@ -306,7 +240,7 @@ def specs_of(seed: int) -> dict[Ref, Resource]:
 
 
 @pytest.mark.libvirt
-def test_libvirt_takes_every_definition_and_gives_it_back_without_a_difference(definitions: Definitions) -> None:
+def test_libvirt_takes_every_definition_and_gives_it_back_without_a_difference(definitions: Any) -> None:
     """New ones, and overlays from any spec to any other: accepted, and the next plan is empty."""
     loop = Loop(definitions)
     for seed in range(40):
@@ -319,7 +253,7 @@ def test_libvirt_takes_every_definition_and_gives_it_back_without_a_difference(d
 
 
 @pytest.mark.libvirt
-def test_devices_keep_their_places_when_others_come_and_go(definitions: Definitions) -> None:
+def test_devices_keep_their_places_when_others_come_and_go(definitions: Any) -> None:
     """Rendered afresh, a NIC moved to another slot and had another name in the guest."""
 
     def spec(*names: str) -> dict[Ref, Resource]:
@@ -360,7 +294,7 @@ FOREIGN = """<domain type='qemu'><name>old</name><uuid>aaaaaaaa-0000-4000-8000-0
 
 
 @pytest.mark.libvirt
-def test_adopting_changes_nothing_that_no_spec_names(definitions: Definitions) -> None:
+def test_adopting_changes_nothing_that_no_spec_names(definitions: Any) -> None:
     """Only the mark, and the alias of the device that the spec names."""
     definitions.add_files(["/a.qcow2", "/theirs.img"])
     before = xmlmap.parse(definitions.define(FOREIGN).config or "")
@@ -385,7 +319,7 @@ def test_adopting_changes_nothing_that_no_spec_names(definitions: Definitions) -
 
 @pytest.mark.libvirt
 @pytest.mark.parametrize("place", ["devices/serial", "devices/console"])
-def test_a_console_replaced_by_another(definitions: Definitions, place: str) -> None:
+def test_a_console_replaced_by_another(definitions: Any, place: str) -> None:
     """libvirt mirrors the first serial console; what it mirrored before must not come back."""
 
     def spec(**serial: Any) -> dict[Ref, Resource]:

@@ -10,6 +10,7 @@ from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid, put_into
 from kvmd.api.resource import Claim, Ref, Reference, Resource, hash_of
 from kvmd.errors import Blocked, Refused
+from kvmd.kinds.network.describe import describe
 from kvmd.kinds.network.document import State, Subnet, overlay
 from kvmd.kinds.network.live import left_behind, ports_of, refuse_a_strangers_bridge, running
 from kvmd.kinds.network.spec import Spec
@@ -23,6 +24,8 @@ from kvmd.plan.model import Draft
 KIND = "Network"
 PLURAL = "networks"
 SHORT = "net"
+
+__all__ = ["KIND", "PLURAL", "SHORT", "Spec", "describe"]
 
 
 def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:

@@ -14,6 +14,7 @@ from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import document, power
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
+from kvmd.kinds.virtual_machine.describe import describe
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
@@ -31,7 +32,7 @@ KIND = "VirtualMachine"
 PLURAL = "virtualmachines"
 SHORT = "vm"
 
-__all__ = ["KIND", "PLURAL", "SHORT", "Spec", "State"]
+__all__ = ["KIND", "PLURAL", "SHORT", "Spec", "State", "describe"]
 
 
 def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
+from kvmd.api.quantity import MEBIBYTE
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
@@ -202,6 +203,17 @@ def _max_vcpus_put(root: Element, count: int) -> None:
     element.set("current", str(min(now, count)))
 
 
+def _memory(path: str) -> Place:
+    """libvirt rounds memory up to whole MiB when it starts QEMU (qemuDomainAlignMemorySizes), so less is the same."""
+    place = xmlmap.size(path)
+
+    def get(root: Element) -> int | None:
+        size = place.get(root)
+        return None if size is None else -(-size // MEBIBYTE) * MEBIBYTE
+
+    return Place(get, place.put)
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """A domain as it is or should be; sizes in bytes."""
@@ -216,8 +228,8 @@ class State:
     topology: tuple[int, int, int] | None = field(
         metadata=at("cpu.topology", xml=Place(_topology_get, _topology_put))
     )
-    max_memory: int = field(metadata=at("memory.maxGuest", xml=xmlmap.size("memory")))
-    memory: int = field(metadata=at("memory.guest", xml=xmlmap.size("currentMemory")))
+    max_memory: int = field(metadata=at("memory.maxGuest", xml=_memory("memory")))
+    memory: int = field(metadata=at("memory.guest", xml=_memory("currentMemory")))
     kernel: str | None = field(metadata=at("kernelBoot.kernel.path", xml=xmlmap.text("os/kernel")))
     initrd: str | None = field(metadata=at("kernelBoot.initrd.path", xml=xmlmap.text("os/initrd")))
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))
