@@ -48,8 +48,10 @@ class LibvirtFacts:
         with self._lock:
             if time.monotonic() - self._reader.relisted > self._settings.relist:
                 self._stale.everything = True
-            if self._stale or self._error is not None:
-                self._requested += 1
+            news = bool(self._stale) or self._error is not None
+            # What an earlier look asked for and went on without is still being read: the facts are older than that.
+            if news or self._requested > self._answered:
+                self._requested += news
                 wanted = self._requested
                 self._lock.notify_all()
                 if not self._lock.wait_for(lambda: self._answered >= wanted, 0 if self._late else patience):

@@ -1,0 +1,60 @@
+"""A look at libvirt never takes for present what it knows to be older than what was asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+pytest.importorskip("libvirt")
+
+from kvmd.host import libvirt_facts
+from kvmd.host.libvirt_facts import LibvirtFacts
+from kvmd.host.libvirt_reader import Capabilities, Stale
+from kvmd.settings import Libvirt
+
+
+class SlowReader:
+    """Answers when it is told to, and remembers what it was asked for."""
+
+    def __init__(self, *_given: Any) -> None:
+        self.domains: dict[str, Any] = {}
+        self.networks: dict[str, Any] = {}
+        self.pools: dict[str, Any] = {}
+        self.capabilities = Capabilities()
+        self.relisted = time.monotonic()
+        self.asked: list[set[str]] = []
+        self.may_answer = threading.Semaphore(0)
+
+    def refresh(self, stale: Stale) -> None:
+        self.asked.append(set(stale.domains))
+        self.may_answer.acquire()
+
+
+def test_what_is_still_being_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_facts, "Reader", SlowReader)
+    woken = threading.Event()
+    facts = LibvirtFacts(Libvirt(), None, woken.set)  # type: ignore[arg-type]
+    reader: Any = facts._reader
+    reader.may_answer.release()
+    assert facts.look(5.0)[2] is None
+
+    facts.mark_stale("domain", "first")
+    assert facts.look(0.01)[2] is not None  # the cycle goes on without that answer
+    facts.mark_stale("domain", "second")
+    assert facts.look(0.01)[2] is not None
+    reader.may_answer.release()
+    assert woken.wait(5.0)
+    deadline = time.monotonic() + 5.0
+    while len(reader.asked) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert reader.asked[1:] == [{"first"}, {"second"}]
+
+    # Nothing is stale any more, but "second" is still being read: the facts of before are not the present ones.
+    woken.clear()
+    assert facts.look(0.01)[2] is not None
+    reader.may_answer.release()
+    assert woken.wait(5.0)
+    assert facts.look(5.0)[2] is None
