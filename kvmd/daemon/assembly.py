@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kvmd.sources.store import Store
 from kvmd.telemetry.events import Events
 from kvmd.telemetry.metrics import Metrics
 
+SWITCH_SECONDS = 0.0005
 EXIT_TOO_MANY_SLOW = 75  # EX_TEMPFAIL: systemd starts kvmd again, and nothing is lost by that
 
 
@@ -44,6 +46,9 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
     # Almost nothing here is garbage that only the collector finds; at Python's default it takes a sixth of the time
     # in which a thousand specs are read and planned.
     gc.set_threshold(50_000, 20, 20)
+    # A worker whose call of libvirt has returned waits that long for a thread that is planning: at Python's default
+    # of 5 ms the calls take longer to begin than to be answered.
+    sys.setswitchinterval(SWITCH_SECONDS)
     wake = threading.Event()
     metrics, events = Metrics(CONTROLLERS), Events()
     host = Host(settings, metrics, wake.set, namespace)

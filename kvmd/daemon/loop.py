@@ -141,7 +141,7 @@ class Daemon:
 
     def _sleep(self, report: Report) -> None:
         """Until the next event, the earliest time at which something changes by itself, or the rescan."""
-        settings = self._assembly.settings
+        settings, ended = self._assembly.settings, time.monotonic()
         limit = settings.source.rescan
         if self._notify.active:
             limit = min(limit, 15.0)
@@ -155,8 +155,10 @@ class Daemon:
             limit -= time.monotonic() - begun
             self._tell_slow()
             self._notify.watchdog()
-        # Not busier than the cycle is long, so that a burst of a thousand events is a few dozen cycles.
-        time.sleep(max(COALESCE_SECONDS, min(0.2, report.seconds)))
+        # Not busier than the cycle is long, so that a burst of a thousand events is a few dozen cycles; who has
+        # rested for long enough already does not keep a file waiting that has settled.
+        rest = min(0.2, report.seconds) - (time.monotonic() - ended)
+        time.sleep(max(COALESCE_SECONDS, rest))
 
     def _tell_slow(self) -> None:
         """Say once that a call is slow, and again each time its age has doubled; say where its deadline passed."""
