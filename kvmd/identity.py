@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
+from operator import is_, is_not
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -13,9 +15,12 @@ def changed(before: Mapping[K, V], after: Mapping[K, V]) -> list[K]:
     """Keys whose value is another object, has come or has gone."""
     if before is after:
         return []
-    get = before.get
-    found = [key for key, value in after.items() if get(key) is not value]
-    if found or len(before) != len(after):
+    if len(before) == len(after) and all(map(is_, before, after)):
+        # The same keys in the same order, as a table and its successor have them: no key need be looked up.
+        return list(compress(after, map(is_not, before.values(), after.values())))
+    found = list(compress(after, map(is_not, map(before.get, after), after.values())))
+    came = sum(key not in before for key in found)
+    if len(before) + came > len(after):
         found += [key for key in before if key not in after]
     return found
 

@@ -97,7 +97,7 @@ class Reconciler:
         self._take_specs(snapshot.resources, now)
         observed = self._host.observe(self._paths, self._secrets)
         complete = snapshot.complete and observed.complete
-        departing = [ref for ref in observed.marks if ref not in snapshot.resources and ref.kind in CONTROLLERS]
+        departing = [ref for ref in observed.marks.keys() - snapshot.resources.keys() if ref.kind in CONTROLLERS]
         self.memory.take_facts(departing, complete, observed, now)
         return snapshot, observed
 

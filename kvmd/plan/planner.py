@@ -67,7 +67,7 @@ class Planner:
             look = Look(world, now)
             recall.keep(_plan_object(ref, look), look.reads)
         verdict = safety.judge(desired, observed, memory, self.rules, now, world)
-        objects = {ref: recall.plans[ref] for ref in world.specs}
+        objects = dict(zip(world.specs, map(recall.plans.__getitem__, world.specs), strict=True))
         for ref in sorted(world.departing):
             objects[ref] = self._removal(ref, world, verdict, now)
         self._missing = observed.missing

@@ -89,7 +89,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     refuse_odd_consoles(ref, resource.spec, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
     # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
-    unresolved = read(root, Known()) if root is not None else None
+    by_object = objects_of(resource.spec) or resource.spec.cloud_init is not None
+    unresolved = read(root, Known()) if root is not None and by_object else None
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     origins = prepare(ref, resource.spec, uuid, unresolved, look)
     known = known_devices(resource, origins.spec, look)
