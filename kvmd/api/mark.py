@@ -80,7 +80,7 @@ class Mark:
         return element
 
     def as_metadata(self) -> str:
-        """The text that libvirt's call for metadata takes: it puts the namespace in by itself, and refuses another."""
+        """The text that libvirt's call for metadata takes: it adds the namespace itself."""
         element = self.as_element()
         element.tag = element.tag.rpartition("}")[2]
         return ElementTree.tostring(element, encoding="unicode")
