@@ -85,6 +85,9 @@ def _take(facts: MutableMapping[Key, Fact], operation: ops.SnapshotTake, domain:
 
 def _revert(facts: MutableMapping[Key, Fact], operation: ops.SnapshotRevert, found: Snapshot, domain: Domain) -> None:
     _demand(not found.external, "revert to external snapshot not supported yet")
+    if found.mark is not None:
+        used = found.mark.with_resolved({**found.mark.resolved, f"restored.{operation.by}": "begun"})
+        facts[Key("snapshot", found.name)] = replace(found, mark=used)
     runs = operation.running or found.state in ("running", "paused")
     if not runs:
         put(facts, replace(domain, state="shutoff", reason="from snapshot", live=None, boot_mark=None))

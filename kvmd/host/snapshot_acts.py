@@ -11,7 +11,7 @@ from typing import Any
 import libvirt
 
 from kvmd import ops
-from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX, find_in
+from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX, Mark, find_in
 from kvmd.errors import Refused, Stale
 
 SECURE = libvirt.VIR_DOMAIN_XML_SECURE
@@ -45,17 +45,28 @@ def _take(domain: Any, operation: ops.SnapshotTake) -> None:
 
 
 def _mark(domain: Any, operation: ops.SnapshotMark) -> None:
+    _describe(domain, domain.snapshotLookupByName(operation.snapshot), operation.mark)
+
+
+def _describe(domain: Any, snapshot: Any, mark: Mark) -> None:
     """Only a redefinition changes a description; what else libvirt noted of the snapshot goes back as it was."""
-    snapshot = domain.snapshotLookupByName(operation.snapshot)
     root = ElementTree.fromstring(snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
     description = root.find("description")
     if description is None:
         description = ElementTree.SubElement(root, "description")
-    description.text = operation.mark.as_text()
+    description.text = mark.as_text()
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
     if snapshot.isCurrent():
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
     domain.snapshotCreateXML(ElementTree.tostring(root, encoding="unicode"), flags)
+
+
+def _note_use(domain: Any, snapshot: Any, by: str) -> None:
+    """Say in a snapshot of ours who goes back to it: that outlives the ledger, and nothing rolls it back."""
+    xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    mark = Mark.from_text(ElementTree.fromstring(xml).findtext("description") or "")
+    if mark is not None:
+        _describe(domain, snapshot, mark.with_resolved({**mark.resolved, f"restored.{by}": "begun"}))
 
 
 def _remove(domain: Any, operation: ops.SnapshotRemove) -> None:
@@ -76,6 +87,7 @@ def _remove(domain: Any, operation: ops.SnapshotRemove) -> None:
 def _revert(domain: Any, operation: ops.SnapshotRevert) -> None:
     """libvirt puts the definition of the snapshot in the place of today's: today's is put back at once."""
     snapshot = domain.snapshotLookupByName(operation.snapshot)
+    _note_use(domain, snapshot, operation.by)
     definition = domain.XMLDesc(CONFIG)
     # Without FORCE libvirt refuses wherever QEMU must be started anew, which is what was asked for.
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE

@@ -75,7 +75,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     if state == "done":
         return Draft(status={"restored": True})
     applied = look.applied(ref)
-    forgotten = not state and applied is not None and applied.generation > 0
+    forgotten = not state and ((applied is not None and applied.generation > 0) or _used(ref, spec, look))
     if (state or forgotten) and look.memory(ref).approved_hash != resource.spec_hash:
         return _ask(ref, what or wish, forgotten, look)
     return _go_back(resource, wish, look)
@@ -89,6 +89,12 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
 def _noted(ref: Ref, look: Look) -> str:
     fact = look.fact(Key("ledger", str(ref)))
     return fact.restore if isinstance(fact, Ledger) else ""
+
+
+def _used(ref: Ref, spec: Spec, look: Look) -> bool:
+    """True where the snapshot itself says that this object has gone back to it."""
+    fact = look.fact(look.key(_snapshot(spec)))
+    return isinstance(fact, Snapshot) and fact.mark is not None and f"restored.{ref}" in fact.mark.resolved
 
 
 def _ask(ref: Ref, what: str, forgotten: bool, look: Look) -> Draft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -88,23 +89,21 @@ def test_a_guest_goes_on_from_its_snapshot_once(host: Agent) -> None:
     agent, folder = host, host.folder
     agent.write("web.yaml", machine(folder, disk(folder, "qcow2")))
     agent.start()
-    wait_until(lambda: tick(agent) >= 3, 60, "the guest counts")
+    wait_until(lambda: tick(agent) >= 12, 90, "the guest counts")
     before = tick(agent)
     agent.write("snapshot.yaml", snapshot("before-upgrade"))
-    assert "stands still" in agent.kvmd("plan") or agent.condition("VirtualMachineSnapshot/before-upgrade", "Ready")
     agent.wait_ready("VirtualMachineSnapshot/before-upgrade", "VirtualMachine/web")
-    after = tick(agent)
-    first = domain_id(agent)
+    after, first = tick(agent), domain_id(agent)
     nothing_to_do(agent)
     found = agent.object("VirtualMachineSnapshot/before-upgrade")
     assert found is not None and found["status"]["memory"] and found["status"]["location"] == "internal", found
-    changed = machine(folder, folder / "root.qcow2", "  updatePolicy: {restart: Automatic}").replace(
-        "devices: {", "devices: {rng: true, "
-    )
-    agent.write("web.yaml", changed.replace("Automatic", "Manual"))
-    wait_until(lambda: "<rng" in agent.hermetic.virsh("dumpxml", "web", "--inactive"), 20)
-    wait_until(lambda: tick(agent) >= after + 8, 30, "the guest counts on")
-    lost = tick(agent)
+    changed = machine(folder, folder / "root.qcow2", "  updatePolicy: {restart: Manual}")
+    changed = changed.replace("devices: {", "devices: {rng: true, ")
+    changed = changed.replace("{name: web}", '{name: web, annotations: {kvmd.dev/restarted-at: "1"}}')
+    agent.write("web.yaml", changed)
+    wait_until(lambda: 2 <= tick(agent) < 10 and domain_id(agent) != first, 90, "it was started anew, with the rng")
+    agent.wait_ready("VirtualMachine/web")
+    first = domain_id(agent)
     agent.stop()
     agent.write("restore.yaml", restore("back", "before-upgrade"))
     plan = agent.kvmd("plan")
@@ -112,12 +111,13 @@ def test_a_guest_goes_on_from_its_snapshot_once(host: Agent) -> None:
     agent.start()
     agent.wait_ready("VirtualMachineRestore/back", "VirtualMachine/web")
     second = domain_id(agent)
-    wait_until(lambda: before < tick(agent) < lost, 10, "the counter is where it was")
+    wait_until(lambda: tick(agent) > before, 10, "the counter is where it was")
     resumed = tick(agent)
-    assert resumed <= after + 5, (before, after, lost, resumed)
+    assert resumed <= after + 5, (before, after, resumed)
     uptime = float(last_tick(folder, "web")["uptime"])
     wait_until(lambda: tick(agent) >= resumed + 3, 20, "and goes on")
     assert float(last_tick(folder, "web")["uptime"]) > uptime
+    # The spec of now rules the definition; the restart that was asked for after the snapshot is not made again.
     assert second == domain_id(agent) != first
     assert "<rng" in agent.hermetic.virsh("dumpxml", "web", "--inactive")
     assert "<rng" not in agent.hermetic.virsh("dumpxml", "web")
@@ -125,7 +125,8 @@ def test_a_guest_goes_on_from_its_snapshot_once(host: Agent) -> None:
     nothing_to_do(agent)
     # The same object once more: written anew, taken away and brought back, and by another process.
     agent.write("restore.yaml", restore("back", "before-upgrade") + "# again\n")
-    agent.write("web.yaml", changed)  # Automatic: what waits does not throw the restored guest away
+    # Automatic: what waits does not throw the restored guest away.
+    agent.write("web.yaml", changed.replace("Manual", "Automatic"))
     time.sleep(2)
     agent.remove("restore.yaml")
     wait_until(lambda: agent.object("VirtualMachineRestore/back") is None, 20)
@@ -241,6 +242,14 @@ def test_a_machine_that_is_off(host: Agent) -> None:
     assert "verification failed" not in read.stdout
     assert agent.hermetic.virsh("domstate", "web").strip() == "shut off"
     nothing_to_do(agent)
+    # Without the state directory nothing is noted any more, and the snapshot itself still says who went back to it.
+    agent.stop()
+    shutil.rmtree(folder / "state")
+    subprocess.run(["qemu-io", "-c", "write -P 0x33 0 64k", path], check=True, capture_output=True)
+    agent.start()
+    assert agent.wait_condition("VirtualMachineRestore/back", "Stalled")["reason"] == "RestoreNotDone"
+    read = subprocess.run(["qemu-io", "-c", "read -P 0x33 0 64k", path], check=True, capture_output=True, text=True)
+    assert "verification failed" not in read.stdout
     agent.remove("restore.yaml")
     agent.remove("off.yaml")
     held = agent.wait_condition("VirtualMachineSnapshot/off", "PruneHeld")
