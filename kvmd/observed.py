@@ -99,11 +99,38 @@ class Domain:
     autostart: bool = False
     mark: Mark | None = None  # of the definition
     boot_mark: Mark | None = None  # of the running self: what it was started with
+    snapshots: tuple[str, ...] = ()  # their names, in order
 
     @property
     def active(self) -> bool:
         """True while a QEMU process belongs to it."""
         return self.live is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A file that an external snapshot put over the disk that was there before."""
+
+    path: str
+    over: str
+    over_format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of a domain. *uuid* is the domain's: a snapshot has none of its own."""
+
+    name: str  # domain/snapshot
+    uuid: str
+    snapshot: str
+    state: str  # of the guest then: running | paused | shutoff | disk-snapshot
+    memory: bool = False
+    parent: str = ""
+    created: int = 0  # seconds since 1970
+    external: bool = False
+    overlays: tuple[Overlay, ...] = ()
+    memory_file: str = ""  # of an external one
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +250,7 @@ class Ledger:
     suspended: bool = False
     restarting: bool = False  # it was shut down to be started again
     balloon: str = ""  # what its balloon was asked for in vain, and where it stayed
+    restore: str = ""  # "" | started domain/snapshot | done domain/snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +275,8 @@ class Host:
         return dict(self.machines).get(machine, machine)
 
 
-Fact = Link | Domain | Network | Pool | Volume | Image | Holders | Transfer | Secret | File | Ports | Ledger | Host
-Marked = Link | Domain | Network | Pool | Volume | Image  # what can carry a mark
+Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
+Fact = Marked | Holders | Transfer | Secret | File | Ports | Ledger | Host
 
 
 @dataclass(frozen=True, slots=True)

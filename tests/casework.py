@@ -31,6 +31,7 @@ from kvmd.observed import (
     Observed,
     Pool,
     Route,
+    Snapshot,
     Transfer,
     Volume,
 )
@@ -44,7 +45,7 @@ from kvmd.xmlmap import parse, serialise
 SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
 NOW = 10_000.0
 STORAGE = ("pools", "images", "volumes", "transfers")
-WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", *STORAGE}
+WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 
 
@@ -151,6 +152,8 @@ class Situation:
             self._disturb_link(dict(link))
         for domain in self.words.get("domains", ()):
             self._disturb_domain(dict(domain))
+        for snapshot in self.words.get("snapshots", ()):
+            self._disturb_snapshot(dict(snapshot))
         for word in STORAGE:
             for said in self.words.get(word, ()):
                 self._disturb_storage(word.removesuffix("s"), dict(said))
@@ -225,6 +228,20 @@ class Situation:
         elif state is not None:
             said["state"] = state
         self.machine.facts[key] = replace(self.machine.facts[key], **_snake(said))
+
+    def _disturb_snapshot(self, said: dict[str, Any]) -> None:
+        """A snapshot that is gone, another, or (where it was not there) made by hand."""
+        name = said.pop("name")
+        machine, _, snapshot = name.rpartition("/")
+        key, domain = Key("snapshot", name), self.machine.domain(machine)
+        gone = said.pop("gone", False)
+        if gone:
+            del self.machine.facts[key]
+        else:
+            fact = self.machine.facts.get(key, Snapshot(name, domain.uuid, snapshot, "running", memory=True))
+            self.machine.facts[key] = replace(fact, **_snake(said))
+        names = tuple(sorted({*domain.snapshots} - {snapshot} | (set() if gone else {snapshot})))
+        self.machine.facts[Key("domain", machine)] = replace(domain, snapshots=names)
 
     def _disturb_storage(self, type_: str, said: dict[str, Any]) -> None:
         """A pool, image, volume or transfer: another, gone, or without its mark; one that is not there is made."""

@@ -18,6 +18,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import snapshot_simulator
 import storage_simulator
 
 from kvmd import ops
@@ -175,6 +176,13 @@ class Machine:
                     storage_simulator.execute(self.facts, operation)
                 except storage_simulator.StorageRefused as error:
                     raise Impossible(str(error)) from error
+            case ops.SnapshotOp():
+                domain = self.domain(operation.name.rpartition("/")[0])
+                _demand(domain.uuid == operation.uuid, f"{operation} is about another domain")
+                try:
+                    snapshot_simulator.execute(self.facts, operation, domain)
+                except snapshot_simulator.SnapshotRefused as error:
+                    raise Impossible(str(error)) from error
             case ops.Op() if type(operation).__name__.startswith("Network"):
                 self._execute_network(operation)
             case _:
@@ -213,6 +221,7 @@ class Machine:
                 self.stop(domain.name, "destroyed")
             case ops.DomainUndefine():
                 _demand(not domain.active, "it is running")
+                _demand(not domain.snapshots, "it has snapshots")
                 del self.facts[Key("domain", domain.name)]
             case ops.DomainSetAutostart(enabled=enabled):
                 self._set_domain(domain, autostart=enabled)

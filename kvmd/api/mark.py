@@ -79,6 +79,12 @@ class Mark:
         element.text = json.dumps(details, sort_keys=True, separators=(",", ":"))
         return element
 
+    def as_metadata(self) -> str:
+        """The text that libvirt's call for metadata takes: it adds the namespace itself."""
+        element = self.as_element()
+        element.tag = element.tag.rpartition("}")[2]
+        return ElementTree.tostring(element, encoding="unicode")
+
     @classmethod
     def from_element(cls, element: ElementTree.Element) -> Mark | None:
         """Read the XML form; a mark that nobody can read is no mark."""

@@ -20,6 +20,7 @@ from kvmd.plan.model import ObjectPlan, Plan
 
 REQUEST_PATIENCE_SECONDS = 10.0
 STUCK_SECONDS = 60.0
+APPROVABLE = frozenset({"VolumeLost", "SnapshotLost", "RestoreNotDone"})  # reasons of Stalled that a person may end
 
 
 class DaemonAgent:
@@ -155,7 +156,7 @@ class DaemonAgent:
         if isinstance(item, Answer):
             return item
         lost = item.condition("Stalled")
-        if item.resource is None or not (item.pending or (lost is not None and lost.reason == "VolumeLost")):
+        if item.resource is None or not (item.pending or (lost is not None and lost.reason in APPROVABLE)):
             return Answer(0, f"{reference} has no pending change; nothing to approve")
         if item.ref.kind in ("Tap", "Tun"):
             return Answer(

@@ -171,6 +171,8 @@ class Remembering:
                 power = "" if power == "start" else power
                 until = now + BOOT_BALLOON_SECONDS
                 self.change(ref, restart=False, approved_hash="", power=power, balloon_until=until)
+            case ops.LedgerWrite(entry="restore"):
+                self.change(ref, approved_hash="")  # good for one run
             case ops.DomainSetMemory():
                 self.change(ref, balloon_until=now + BALLOON_SECONDS)
             case ops.DomainDestroy():

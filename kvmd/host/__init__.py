@@ -33,6 +33,7 @@ from kvmd.settings import Settings
 
 LIBVIRT = "libvirt"
 LINKS = "links"
+_MOVES_TAPS = (ops.DomainStart, ops.DomainAttach, ops.DomainDetach, ops.SnapshotRevert)
 
 
 class Host:
@@ -111,8 +112,10 @@ class Host:
         uuid = getattr(operation, "uuid", "")
         if uuid:
             self.libvirt.mark_stale(kind, uuid)
-            if kind == "network" or isinstance(operation, ops.DomainStart | ops.DomainAttach | ops.DomainDetach):
+            if kind == "network" or isinstance(operation, _MOVES_TAPS):
                 self._links_stale.set()
+        if isinstance(operation, ops.SnapshotOp):
+            self.storage.facts.mark_stale()  # overlays come and go
 
     def forget_everything(self) -> None:
         """Read all of it again at the next look."""

@@ -58,10 +58,14 @@ class LedgerFile:
             self._entries[ref] = replace(known, last_stop=value)
         elif entry == "balloon":
             self._entries[ref] = replace(known, balloon=value)
+        elif entry == "restore":
+            self._entries[ref] = replace(known, restore=value)
         elif entry == "removed":
             self._removals[ref] = float(value)
         elif entry == "forget":
             self._entries.pop(ref, None)
+            if known.restore:  # a file that goes and comes again is no second restore
+                self._entries[ref] = Ledger(ref, restore=known.restore)
 
     def removals(self) -> list[tuple[float, Ref]]:
         """What was removed within the last hour, and how many seconds ago; a clock put back makes it now."""
@@ -79,7 +83,8 @@ class LedgerFile:
 
     def _write(self, operation: ops.LedgerWrite) -> None:
         ref = Ref.parse(operation.name)
-        if operation.entry == "forget" and ref not in self._entries:
+        known = self._entries.get(ref)
+        if operation.entry == "forget" and (known is None or known == Ledger(ref, restore=known.restore)):
             return
         try:
             self._journal.append([_line(operation.name, operation.entry, operation.value)])
@@ -108,5 +113,6 @@ def _line(name: str, entry: str, value: str) -> str:
 def _values(entry: Ledger) -> list[tuple[str, str]]:
     suspended, restarting = ("true" if flag else "" for flag in (entry.suspended, entry.restarting))
     values = {"once": entry.once, "last_stop": entry.last_stop, "balloon": entry.balloon}
+    values |= {"restore": entry.restore}
     values |= {"suspended": suspended, "restarting": restarting}
     return [(name, value) for name, value in values.items() if value]

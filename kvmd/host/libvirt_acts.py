@@ -13,6 +13,7 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Retry, Stale
+from kvmd.host import snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.settings import Libvirt
@@ -124,11 +125,13 @@ class LibvirtActs:
             case ops.DomainUpdateDevice(xml=xml):
                 domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMark(mark=mark, live=live):
-                text = None if mark is None else ElementTree.tostring(mark.as_element(), encoding="unicode")
+                text = None if mark is None else mark.as_metadata()
                 flags = CONFIG | (LIVE if live else 0)
                 domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, XML_PREFIX, XML_NAMESPACE, flags)
             case ops.DomainSetAutostart(enabled=enabled):
                 domain.setAutostart(int(enabled))
+            case ops.SnapshotOp():
+                snapshot_acts.act(domain, operation)
             case _:
                 raise Refused(f"no way to {operation.describe()} is known", hint="please report this as a bug")
 
@@ -201,11 +204,11 @@ def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
 
 
 def _undefine(domain: Any) -> None:
-    """Remove the definition; NVRAM and TPM state stay, as disks do."""
+    """Remove the definition; NVRAM and TPM state stay, as disks do; with snapshots libvirt refuses."""
     if domain.isActive():
         raise Stale(f"domain {domain.name()} is running again; it is not undefined")
     flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
-    flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.libvirt_connection import Recorder
 from kvmd.host.libvirt_reader import Capabilities, Reader, Stale
+from kvmd.identity import kept
 from kvmd.observed import Fact, Key
 from kvmd.settings import Libvirt
 
@@ -129,6 +131,9 @@ class LibvirtFacts:
             facts[Key("domain", entry.fact.name)] = entry.fact
             for bridge, tap in entry.ports:
                 taps.setdefault(bridge, []).append((tap, entry.fact.name))
+            for snapshot in entry.snapshots:
+                key, fact = Key("snapshot", snapshot.name), cast(Fact, snapshot)
+                facts[key] = kept(self._facts.get(key), fact)
         for entry in self._reader.networks.values():
             facts[Key("network", entry.fact.name)] = entry.fact
         holders: dict[str, list[str]] = {}

@@ -16,7 +16,8 @@ from kvmd.api.mark import XML_NAMESPACE, Mark, find_in
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.attributes import mark_on
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
-from kvmd.observed import Domain, Network, Pool
+from kvmd.host.snapshot_facts import snapshots_of
+from kvmd.observed import Domain, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
 
 RETRY_SECONDS = 0.5
@@ -109,6 +110,7 @@ class Entry:
     fact: Domain | Network | Pool
     ports: tuple[tuple[str, str], ...] = ()  # bridge and TAP of each NIC of the running self
     files: frozenset[str] = frozenset()  # that its definition or its running self names
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 @dataclass(slots=True)
@@ -124,6 +126,11 @@ class Stale:
         return self.everything or bool(self.domains) or bool(self.networks) or bool(self.pools)
 
 
+_FLAGS = (
+    libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT,
+    libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART,
+    libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT,
+)
 # From so many domains on, flags are read by list.
 BULK = 8
 
@@ -149,7 +156,8 @@ class Reader:
         self.networks: dict[str, Entry] = dict(before.networks) if before else {}
         self.pools: dict[str, Entry] = dict(before.pools) if before else {}
         self.capabilities: Capabilities = before.capabilities if before else Capabilities()
-        self._flags: tuple[frozenset[str], frozenset[str]] | None = None  # transient, autostart
+        # transient, autostart, with snapshots
+        self._flags: tuple[frozenset[str], frozenset[str], frozenset[str]] | None = None
         self.relisted = 0.0
 
     def refresh(self, stale: Stale) -> KvmdError | None:
@@ -177,15 +185,13 @@ class Reader:
         return None
 
     def _look_at_flags(self, bulk: bool) -> None:
-        """Two lists instead of two calls a domain: who is transient, and who has libvirt's autostart on."""
+        """Three lists instead of three calls a domain: who is transient, starts with libvirt, has snapshots."""
         self._flags = None
         if bulk:
-            transient = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
-            autostart = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
-            self._flags = (
-                frozenset(domain.UUIDString() for domain in transient),
-                frozenset(domain.UUIDString() for domain in autostart),
+            transient, autostart, snapshots = (
+                frozenset(domain.UUIDString() for domain in self._connection.listAllDomains(flag)) for flag in _FLAGS
             )
+            self._flags = (transient, autostart, snapshots)
 
     def _reconnect(self) -> None:
         now = time.monotonic()
@@ -262,9 +268,12 @@ class Reader:
         uuid = domain.UUIDString()
         if self._flags is not None:
             persistent, autostart = uuid not in self._flags[0], uuid in self._flags[1]
+            has_snapshots = uuid in self._flags[2]
         else:
             persistent = bool(domain.isPersistent())
             autostart = bool(persistent and domain.autostart())
+            has_snapshots = domain.snapshotNum(0) > 0
+        snapshots = snapshots_of(domain) if has_snapshots else ()
         fact = Domain(
             name=domain.name(),
             uuid=uuid,
@@ -276,11 +285,14 @@ class Reader:
             autostart=autostart,
             mark=old.mark if old is not None and old.config == config else _mark(config),
             boot_mark=old.boot_mark if old is not None and old.live == live else _mark(live),
+            snapshots=tuple(snapshot.snapshot for snapshot in snapshots),
         )
-        if old == fact and before is not None:
+        if before is not None and old == fact and before.snapshots == snapshots:
             return before
         same_live = old is not None and old.live == live and before is not None
-        return Entry(fact, before.ports if same_live and before is not None else _ports(live), _files(config, live))
+        ports = before.ports if same_live and before is not None else _ports(live)
+        files = _files(config, live).union(*((item.path, item.over) for each in snapshots for item in each.overlays))
+        return Entry(old if old == fact and old is not None else fact, ports, files, snapshots)
 
     def _network_entry(self, network: Any, before: Entry | None) -> Entry:
         active = bool(network.isActive())

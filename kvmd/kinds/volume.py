@@ -15,7 +15,7 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import STALLED, Condition
 from kvmd.errors import Blocked, Refused
-from kvmd.observed import Domain, Image, Key, Pool, Transfer
+from kvmd.observed import Domain, Holders, Image, Key, Pool, Transfer
 from kvmd.observed import Volume as Fact
 from kvmd.plan.difference import Change
 from kvmd.plan.holders import refuse_held
@@ -162,6 +162,7 @@ def plan(ref: Ref, look: Look) -> Draft:
                 "never shrinks, what lies beyond the new end would be lost",
                 hint=f"write `capacity: {format_quantity(fact.capacity)}`, or copy its files to a new Volume",
             )
+        _refuse_covered(ref, fact, look)
         uuid = _running_user(ref, fact.path, look)
         operations.append(ops.VolumeGrow(key.name, fact.path, fact.format, spec.capacity, uuid))
         changes = (Change("capacity", fact.capacity, spec.capacity),)
@@ -254,6 +255,16 @@ def _refuse_other_making(ref: Ref, spec: Spec, fact: Fact, applied: Applied | No
         raise Refused(
             f"{ref}: it was made from {image or 'nothing'}; a volume is never made anew under its guest",
             hint="write `from` as it was, or make a new Volume and let the machine use that",
+        )
+
+
+def _refuse_covered(ref: Ref, fact: Fact, look: Look) -> None:
+    """Raise Refused where the guest has an overlay on the file: the overlay keeps its size."""
+    holders = look.fact(Key("holders", fact.path))
+    if isinstance(holders, Holders) and holders.overlays:
+        raise Refused(
+            f"{ref}: {holders.overlays[0]} lies over its file (of a snapshot), and would keep its size",
+            hint="remove the snapshot, which merges it, and the volume grows; see: virsh snapshot-list",
         )
 
 

@@ -43,6 +43,14 @@ from kvmd.ops.network import (
     NetworkUndefine,
     NetworkUpdate,
 )
+from kvmd.ops.snapshot import (
+    SnapshotMark,
+    SnapshotOp,
+    SnapshotRemove,
+    SnapshotRevert,
+    SnapshotTake,
+    SnapshotTakeWithMemory,
+)
 from kvmd.ops.storage import (
     ImageFetch,
     ImageMark,
@@ -103,6 +111,12 @@ __all__ = [
     "RouteDelete",
     "SeedRemove",
     "SeedWrite",
+    "SnapshotMark",
+    "SnapshotOp",
+    "SnapshotRemove",
+    "SnapshotRevert",
+    "SnapshotTake",
+    "SnapshotTakeWithMemory",
     "StorageOp",
     "TapCreate",
     "TapOwner",

@@ -24,7 +24,12 @@ from kvmd.plan.order import blocked, in_order
 from kvmd.plan.recall import Recall
 from kvmd.plan.standing import ABSENT, COPIED, FOREIGN, refusal, standing_of
 
-BACKENDS = {"domain": "libvirt", "network": "libvirt", "link": "links"}  # who must answer for a fact of that type
+BACKENDS = {
+    "domain": "libvirt",
+    "snapshot": "libvirt",
+    "network": "libvirt",
+    "link": "links",
+}  # who must answer for a fact of that type
 
 
 def make_plan(

@@ -128,6 +128,8 @@ _LINK: tuple[Column, ...] = (("STATE", _status("operState", "unknown")), ("ADDRE
 _LINK_WIDE: tuple[Column, ...] = (("CARRIER", _yes("carrier")),)
 _KIND_COLUMNS: dict[str, tuple[Column, ...]] = {
     "VirtualMachine": (("POWER", _status("power", "unknown")), ("ADDRESSES", _guest_addresses)),
+    "VirtualMachineSnapshot": (("MACHINE", _spec("virtualMachine")), ("TAKEN", _status("taken"))),
+    "VirtualMachineRestore": (("MACHINE", _spec("virtualMachine")), ("SNAPSHOT", _spec("snapshot"))),
     "Network": (("ACTIVE", _yes("active")), ("BRIDGE", _status("bridge"))),
     "Bridge": (*_LINK, ("PORTS", _status("ports"))),
     "Tap": (("STATE", _status("operState", "unknown")), ("BRIDGE", _spec("bridge"))),

@@ -17,7 +17,7 @@ from generators import SPECS, Chance, Names, decoded, document, machine, machine
 from simulator import Loop
 
 from kvmd import xmlmap
-from kvmd.api.resource import API_VERSION, Metadata, Ref
+from kvmd.api.resource import API_VERSION, Metadata, Ref, Resource
 from kvmd.api.schema import Leaf, leaves
 from kvmd.kinds import CONTROLLERS, kind_called
 from kvmd.plan.model import Desired
@@ -43,14 +43,29 @@ def test_each_kind_is_reached_through_the_front_door(kind: str) -> None:
         "Image": "source: {url: 'https://a.example/b'}, format: raw",
         "StoragePool": "path: /var/lib/libvirt/images",
         "Volume": "capacity: 1Gi",
+        "VirtualMachineSnapshot": "virtualMachine: web",
+        "VirtualMachineRestore": "virtualMachine: web, snapshot: before",
     }
-    spec = least.get(kind, "")
-    text = f"apiVersion: {API_VERSION}\nkind: {kind}\nmetadata: {{name: one}}\nspec: {{{spec}}}\n"
-    found = decode_file(text.encode(), "one.yaml", Source(), SPECS)
-    assert not found.problems
-    loop = Loop(machine_for())
-    loop.resources = {resource.ref: resource for resource in found.resources}
+    machine = "memory: {guest: 1Gi}, disks: [{name: root, path: /srv/web.qcow2, format: qcow2}]"
+    base = [_document("VirtualMachine", "web", machine)] if kind.startswith("VirtualMachine") else []
+    if kind == "VirtualMachineRestore":
+        base.append(_document("VirtualMachineSnapshot", "before", "virtualMachine: web"))
+    loop = Loop(machine_for(_decoded(base)))
+    loop.converge(_decoded(base))
+    loop.resources = _decoded([*base, _document(kind, "one", least.get(kind, ""))])
     assert [str(step.ref) for step in loop.plan().steps] == [f"{kind}/one"]
+
+
+def _document(kind: str, name: str, spec: str) -> str:
+    return f"---\napiVersion: {API_VERSION}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+
+
+def _decoded(documents: list[str]) -> dict[Ref, Resource]:
+    if not documents:
+        return {}
+    found = decode_file("".join(documents).encode(), "one.yaml", Source(), SPECS)
+    assert not found.problems
+    return {resource.ref: resource for resource in found.resources}
 
 
 @pytest.mark.parametrize("kind", CONTROLLERS)
@@ -117,6 +132,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "Bridge.uplinks": {"name": "eno1"},
     "Tun.routes": {"to": "10.20.0.0/16"},
     "Image": {"source": {"url": "https://a.example/b"}, "format": "raw"},
+    "VirtualMachineSnapshot": {"virtualMachine": "web"},
+    "VirtualMachineRestore": {"virtualMachine": "web", "snapshot": "before"},
     "Image.checksumFrom": {"url": "https://a.example/SHA256SUMS"},
     "StoragePool": {"path": "/x"},
     "Volume": {"capacity": "1Gi"},

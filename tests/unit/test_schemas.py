@@ -44,6 +44,8 @@ def judge_all(executed: list[ops.Op]) -> int:
                 judge("domain", xml)
             case ops.NetworkDefine(xml=xml):
                 judge("network", xml)
+            case ops.SnapshotTake(xml=xml):
+                judge("domainsnapshot", xml)
             case ops.DomainUpdateDevice(xml=xml) | ops.DomainDetach(xml=xml) if xml:
                 judge("domain", DEVICE_OF.format(xml))
             case _:

@@ -10,9 +10,9 @@ from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
-from kvmd.api.status import DEGRADED, Condition
+from kvmd.api.status import DEGRADED, RECONCILING, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import document, power
+from kvmd.kinds.virtual_machine import document, power, snapshots
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.describe import describe
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
@@ -93,6 +93,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     unresolved = read(root, Known()) if root is not None and by_object else None
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     origins = prepare(ref, resource.spec, uuid, unresolved, look)
+    origins = replace(origins, spec=snapshots.on_overlays(resource, origins.spec, domain, look))
     known = known_devices(resource, origins.spec, look)
     config = read(root, known) if root is not None else None
     want = wanted(resource, origins.spec, domain, config, look)
@@ -104,6 +105,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = not absent and not origins.unknown and all(look.usable(ref) for ref in objects_of(resource.spec))
     restart = domain is not None and domain.active and startable and _restarts(resource, domain, running, look)
+    busy = snapshots.under_way(ref, look) if domain is not None else ""
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
@@ -111,15 +113,17 @@ def plan(ref: Ref, look: Look) -> Draft:
     conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
     needs = needs_of(resource.spec, operations)
+    if busy:
+        operations, conditions = (), (*conditions, Condition(RECONCILING, True, "SnapshotUnderWay", busy))
     return Draft(
         operations,
-        _once_each((*changes, *running.changes), want.state),
+        () if busy else _once_each((*changes, *running.changes), want.state),
         running.pending,
         conditions,
         tuple(dict.fromkeys(ref for each in needs for ref in each)),
         status_of(resource, domain, live, want.state, known, look),
         min(wakes, default=None),
-        acts.settled and running.wake_at is None and now.all,
+        acts.settled and running.wake_at is None and now.all and not busy,
         acts.reason if not changes and not running.changes else "",
         needed_by=needs,
         stopping=acts.stops,
@@ -141,6 +145,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
         mark = ops.DomainSetMark(domain.name, domain.uuid, None, live=domain.active)
         return Draft((mark,), reason="let go of, as its deletionPolicy asks")
+    snapshots.refuse_removal(ref, domain)
     undefine: tuple[ops.Op, ...] = (ops.DomainUndefine(domain.name, domain.uuid),)
     if applied is not None and applied.written.get("cloudInit"):
         undefine = (*undefine, ops.SeedRemove(ref.name))
@@ -340,11 +345,14 @@ def _restarts(resource: Resource, domain: Domain, running: LiveChanges, look: Lo
     """True where somebody asked for a restart, or the policy makes one of the changes that wait."""
     spec, memory = resource.spec, look.memory(resource.ref)
     assert isinstance(spec, Spec)
+    if snapshots.half_restored(resource.ref, look):
+        return False
     if memory.restart or power.restart_asked(resource, domain, look):
         return True
     if not running.pending or spec.update_policy.restart == "Never":
         return False
-    return spec.update_policy.restart == "Automatic" or memory.approved_hash == resource.spec_hash
+    automatic = spec.update_policy.restart == "Automatic" and not snapshots.restored(domain)
+    return automatic or memory.approved_hash == resource.spec_hash
 
 
 def _fallback(want: Wanted) -> tuple[Condition, ...]:

@@ -14,6 +14,7 @@ from kvmd.plan.look import Look
 RESEND_SECONDS = 5.0  # a power button pressed in early boot is lost
 CRASHES = frozenset({"crashed", "failed", "panicked"})
 ENDED = CRASHES | frozenset({"shutdown", "destroyed", "saved", "from snapshot", "daemon"})
+AT_WORK = frozenset({"saving", "snapshot", "migration", "dump"})  # libvirt lets it on by itself
 RUN, OFF, LEAVE = "run", "off", "leave"
 
 
@@ -181,6 +182,8 @@ def _running(name: str, domain: Domain, wish: str, notes: tuple[ops.Op, ...]) ->
     """It runs; a paused guest is let on, unless QEMU itself stopped it for an error."""
     if domain.state != "paused" or wish != RUN:
         return Power(notes)
+    if domain.reason in AT_WORK:
+        return Power(notes, (), False, f"libvirt holds the guest still ({domain.reason})")
     if domain.reason in ("I/O error", "ioerror"):
         text = "the guest is paused because a disk of it failed or is full; mend that and type: virsh resume " + name
         return Power(notes, (Condition(DEGRADED, True, "PausedByIoError", text),), False)

@@ -1,0 +1,99 @@
+"""What snapshots mean for their machine: overlays under its disks, acts under way, and what holds its removal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmd import xmlmap
+from kvmd.api.resource import Ref, Resource
+from kvmd.errors import Blocked
+from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.spec import Spec
+from kvmd.observed import Domain, Key, Ledger, Snapshot
+from kvmd.plan.look import Look
+
+KINDS = frozenset({"VirtualMachineSnapshot", "VirtualMachineRestore"})
+RESTORED = "restored"  # in the mark of a running self that came from a snapshot: who asked for it
+
+
+def on_overlays(resource: Resource, spec: Spec, domain: Domain | None, look: Look) -> Spec:
+    """*spec* with the active overlay in the place of each file that a snapshot has put one over: no drift."""
+    if domain is None or domain.config is None:
+        return spec
+    under = dict(_noted(domain, look))
+    applied = look.applied(resource.ref)
+    if applied is not None and applied.of_this(resource):
+        # Somebody else's snapshot, of which libvirt was to note nothing. Had the spec changed, its word would count.
+        under = {**dict(_chains(domain)), **under}
+    active = {path: top for top in _sources(domain) for path in _below(top, under)}
+    if not active:
+        return spec
+    return spec.model_copy(update={"disks": tuple(_over(disk, active) for disk in spec.disks)})
+
+
+def _over(disk: Disk, active: dict[str, str]) -> Disk:
+    top = active.get(disk.path or "")
+    return disk if top is None else disk.model_copy(update={"path": top, "format": "qcow2"})
+
+
+def _noted(domain: Domain, look: Look) -> Iterator[tuple[str, str]]:
+    """Overlay and the file under it, by the snapshots that libvirt knows."""
+    for name in domain.snapshots:
+        fact = look.fact(Key("snapshot", f"{domain.name}/{name}"))
+        if isinstance(fact, Snapshot):
+            yield from ((overlay.path, overlay.over) for overlay in fact.overlays)
+
+
+def _chains(domain: Domain) -> Iterator[tuple[str, str]]:
+    """The same, by the chains in the definition."""
+    if "<backingStore type=" not in (domain.config or ""):
+        return
+    for element in xmlmap.parse(domain.config or "").findall("devices/disk"):
+        while (below := element.find("backingStore")) is not None:
+            top, base = (part.find("source") for part in (element, below))
+            if top is not None and base is not None and top.get("file") and base.get("file"):
+                yield top.get("file", ""), base.get("file", "")
+            element = below
+
+
+def _sources(domain: Domain) -> Iterator[str]:
+    for source in xmlmap.parse(domain.config or "").findall("devices/disk/source"):
+        if path := source.get("file"):
+            yield path
+
+
+def _below(top: str, under: dict[str, str]) -> Iterator[str]:
+    """Every file under *top*; a file that would stand on itself ends the walk."""
+    seen = {top}
+    while (top := under.get(top, "")) and top not in seen:
+        seen.add(top)
+        yield top
+
+
+def under_way(ref: Ref, look: Look) -> str:
+    """The act on a snapshot of this machine that has not returned: the guest stands still, or is another, for it."""
+    sources = (user.source for user in look.users(ref) if user.source.kind in KINDS)
+    acts = ((source, look.memory(source).busy) for source in sources)
+    return next((f"{source}: {busy}" for source, busy in acts if busy), "")
+
+
+def half_restored(ref: Ref, look: Look) -> bool:
+    """True while nobody knows whether a restore has ended: no time for a restart."""
+    sources = (user.source for user in look.users(ref) if user.source.kind in KINDS)
+    facts = (look.fact(Key("ledger", str(source))) for source in sources)
+    return any(isinstance(fact, Ledger) and fact.restore.startswith("started") for fact in facts)
+
+
+def restored(domain: Domain) -> bool:
+    """True where the running self came from a snapshot: a restart would throw that away."""
+    return domain.boot_mark is not None and RESTORED in domain.boot_mark.resolved
+
+
+def refuse_removal(ref: Ref, domain: Domain) -> None:
+    """Raise Blocked while the domain has snapshots: they would be lost with it."""
+    if domain.snapshots:
+        names = ", ".join(domain.snapshots[:4]) + (" and more" if len(domain.snapshots) > 4 else "")
+        raise Blocked(
+            f"{ref}: domain {domain.name} still has snapshots ({names}), which would be lost with it",
+            hint=f"remove their specs (and: kvmd approve prune), or: virsh snapshot-delete {domain.name} NAME",
+        )
