@@ -43,6 +43,7 @@ from kvmd.ops.network import (
     NetworkUndefine,
     NetworkUpdate,
 )
+from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
     ImageFetch,
     ImageMark,
@@ -103,11 +104,14 @@ __all__ = [
     "RouteDelete",
     "SeedRemove",
     "SeedWrite",
+    "StackedCreate",
     "StorageOp",
     "TapCreate",
     "TapOwner",
+    "VlanCreate",
     "VolumeCreate",
     "VolumeGrow",
     "VolumeMark",
     "VolumeTrash",
+    "VxlanCreate",
 ]

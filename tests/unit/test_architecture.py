@@ -43,6 +43,8 @@ def test_each_kind_is_reached_through_the_front_door(kind: str) -> None:
         "Image": "source: {url: 'https://a.example/b'}, format: raw",
         "StoragePool": "path: /var/lib/libvirt/images",
         "Volume": "capacity: 1Gi",
+        "Vlan": "parent: eno1, id: 100",
+        "Vxlan": "id: 42",
     }
     spec = least.get(kind, "")
     text = f"apiVersion: {API_VERSION}\nkind: {kind}\nmetadata: {{name: one}}\nspec: {{{spec}}}\n"
@@ -115,6 +117,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "Network.ips.dhcp.ranges": {"start": "192.168.122.2", "end": "192.168.122.254"},
     "Network.ips.dhcp.hosts": {"mac": "52:54:00:00:00:01", "ip": "192.168.122.3"},
     "Bridge.uplinks": {"name": "eno1"},
+    "Vlan": {"parent": "eno1", "id": 100},
+    "Vxlan": {"id": 42, "parent": "eno1"},
     "Tun.routes": {"to": "10.20.0.0/16"},
     "Image": {"source": {"url": "https://a.example/b"}, "format": "raw"},
     "Image.checksumFrom": {"url": "https://a.example/SHA256SUMS"},
