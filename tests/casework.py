@@ -140,6 +140,9 @@ class Situation:
             self.machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
         uplinks = {uplink.name for r in before.values() for uplink in getattr(r.spec, "uplinks", ())}
         uplinks |= {r.spec.parent for r in before.values() if getattr(r.spec, "parent", None)}
+        uplinks |= {
+            nic.direct.device for r in before.values() for nic in getattr(r.spec, "interfaces", ()) if nic.direct
+        }
         for number, name in enumerate(sorted(uplinks)):
             self.machine.add_link(Link(name, 0, "", f"02:00:00:00:00:0{number}", up=True, carrier=True))
 

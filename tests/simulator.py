@@ -364,6 +364,14 @@ class Machine:
             _demand(link.tun_mode == "tap", f"{name} is no TAP")
             _demand(not link.carrier, f"TAP {name} is held by somebody")
             self.set_link(name, carrier=True, operstate="up")
+        if kind == "direct":
+            assert source is not None
+            below = self.link(source.get("dev", ""))
+            _demand(not below.master, f"{below.name} is a port of {below.master}")
+            numbers = (number for number in itertools.count() if self.find_link(f"macvtap{number}") is None)
+            name = f"macvtap{next(numbers)}"
+            self.add_link(Link(name, 0, "macvtap", up=True, carrier=True, operstate="up", parent=below.name))
+            reach(nic, "target").set("dev", name)
         if kind not in ("network", "bridge"):
             return
         assert source is not None

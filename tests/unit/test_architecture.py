@@ -107,6 +107,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"guest": "1Gi"}},
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
+    "VirtualMachine.interfaces.direct": {"device": "eno1"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
@@ -163,7 +164,7 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
     """Take away what excludes the leaf."""
-    if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip"):
+    if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
     if trail == "VirtualMachine.disks.media" or (trail == "VirtualMachine.disks" and name == "device"):
@@ -171,6 +172,8 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk["device"] = "cdrom"
         disk.pop("path", None)
         disk.pop("format", None)
+    if trail == "VirtualMachine.interfaces.direct":
+        spec["interfaces"][0].pop("user", None)
     if trail == "VirtualMachine.disks" and name == "volume":
         node.clear()
         node["name"] = "root"

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Resource
+from kvmd.kinds.virtual_machine.direct import path_of
 from kvmd.kinds.virtual_machine.domain import Known, NicState, State
 from kvmd.observed import Domain, Key, Link, Network, Ports
 from kvmd.plan.look import Look
@@ -40,7 +41,7 @@ def _interface(nic: NicState, live: State | None, look: Look) -> dict[str, Any]:
         "mac": (running or nic).mac,
         "attachment": {kind: target or True},
         "tap": tap or None,
-        "path": _path(nic, running, kind, target, look),
+        "path": sized(_path(nic, running, kind, target, look), look),
     }
 
 
@@ -51,6 +52,8 @@ def _path(nic: NicState, running: NicState | None, kind: str, target: str, look:
     hops = [_hop("nic", nic.name, running.link, running.link != "up")]
     if kind == "user":
         return [*hops, _hop("user", "NAPT in the QEMU process", "up", False)]
+    if kind == "direct":
+        return [*hops, *map(dict, path_of(target, running.target, look))]
     tap = _link(look, running.target)
     hops.append(_hop("tap", running.target, _state(tap), tap is None or not tap.up))
     expected = _bridge_of(kind, target, look)
@@ -84,7 +87,7 @@ def _beyond(kind: str, target: str, bridge: str, look: Look) -> list[dict[str, A
     members = ports.members if isinstance(ports, Ports) else ()
     links = [_link(look, member) for member in members]
     uplinks = [link for link in links if link is not None and link.kind != "tun"]
-    return [_hop("uplink", link.name, _state(link), not link.carrier) for link in uplinks]
+    return [hop for link in uplinks for hop in way_out(link, look)]
 
 
 def _link(look: Look, name: str) -> Link | None:
