@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from kvmd import ops
@@ -10,6 +9,7 @@ from kvmd.api.resource import Claim, Ref
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine.domain import ALIAS_NIC
 from kvmd.kinds.virtual_machine.nic import Direct, Interface
+from kvmd.kinds.virtual_machine.path import link_of, state_of, ways_out
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Key, Link
 from kvmd.plan.links import addresses_of
@@ -80,14 +80,11 @@ def _why_not(direct: Direct, look: Look) -> str:
     return ""
 
 
-def path_of(target: str, running: str, look: Look) -> list[Mapping[str, Any]]:
+def path_of(target: str, running: str, look: Look) -> list[dict[str, Any]]:
     """The hops behind the NIC: the macvtap, and the link that it stands on."""
     device = target.partition("/")[0]
-    hops: list[Mapping[str, Any]] = []
-    for kind, name in (("macvtap", running), ("uplink", device)):
-        link = look.fact(Key("link", name)) if name else None
-        state = "missing"
-        if isinstance(link, Link):
-            state = "down" if not link.up else "up" if link.carrier else "no carrier"
-        hops.append({"hop": kind, "name": name, "state": state, "broken": state != "up"})
-    return hops
+    state, below = state_of(link_of(look, running)), link_of(look, device)
+    hop = {"hop": "macvtap", "name": running, "state": state, "broken": state != "up"}
+    if below is None:
+        return [hop, {"hop": "uplink", "name": device, "state": "missing", "broken": True}]
+    return [hop, *ways_out([below], look)]
