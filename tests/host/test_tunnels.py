@@ -90,6 +90,15 @@ def test_another_id_waits_while_it_is_a_port_and_is_made_once_approved(agent: Ag
     assert agent.hermetic.links()["vx42"]["master"] == "br0"
 
 
+def test_it_is_an_uplink_of_a_bridge(agent: Agent, far: NetNamespace) -> None:
+    bridge = link("Bridge", "br0", "{uplinks: [{name: vx42}], addresses: {from: Static, static: [10.42.0.1/24]}}")
+    agent.write("links.yaml", bridge + vxlan(more="mtu: 1400"))
+    agent.start()
+    agent.wait_ready("Bridge/br0", "Vxlan/vx42")
+    wait_until(lambda: reaches(agent), 10, "an answer through the tunnel")
+    assert agent.hermetic.links()["vx42"]["mtu"] == 1400
+
+
 @pytest.mark.skipif("vlan" not in lacking_links(), reason="this kernel has 802.1Q")
 def test_a_kind_that_the_kernel_lacks_is_named_once_and_not_tried_again(agent: Agent, far: NetNamespace) -> None:
     agent.write("links.yaml", link("Vlan", "storage", "{parent: up0, id: 100}"))
