@@ -55,6 +55,16 @@ class BridgePort:
 
 
 @dataclass(frozen=True, slots=True)
+class Stacked:
+    """What a VLAN or VXLAN is: its number and, of a VXLAN, where it leads to."""
+
+    id: int
+    local: str = ""
+    remote: str = ""  # another host's address or a multicast group
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A network interface of the kernel. Times of bridges are in seconds."""
 
@@ -83,6 +93,9 @@ class Link:
     multi_queue: bool = False
     owner: int | None = None
     group: int | None = None
+    # of a link that stands on another one
+    parent: str = ""  # its name; "" too where it is in another namespace
+    stacked: Stacked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +282,7 @@ class Host:
     machines: tuple[tuple[str, str], ...] = ()  # alias and canonical name
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
+    lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know
 
     def canonical_machine(self, machine: str) -> str:
         """Resolve an alias such as ``q35`` to what this QEMU makes of it."""

@@ -32,6 +32,7 @@ from kvmd.observed import (
     Pool,
     Route,
     Snapshot,
+    Stacked,
     Transfer,
     Volume,
 )
@@ -139,6 +140,10 @@ class Situation:
         for resource in (*before.values(), *self.resources.values()):
             self.machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
         uplinks = {uplink.name for r in before.values() for uplink in getattr(r.spec, "uplinks", ())}
+        uplinks |= {r.spec.parent for r in before.values() if getattr(r.spec, "parent", None)}
+        uplinks |= {
+            nic.direct.device for r in before.values() for nic in getattr(r.spec, "interfaces", ()) if nic.direct
+        }
         for number, name in enumerate(sorted(uplinks)):
             self.machine.add_link(Link(name, 0, "", f"02:00:00:00:00:0{number}", up=True, carrier=True))
 
@@ -180,6 +185,8 @@ class Situation:
             self.machine.set_link(name, alias="", mark=None)
         if "alias" in said:
             self.machine.set_link(name, alias=said["alias"], mark=None)
+        if "stacked" in said:
+            said["stacked"] = Stacked(**said["stacked"])
         if (bridge := said.get("master")) is not None:
             said["master_index"] = self.machine.link(bridge).index if bridge else 0
         self.machine.set_link(name, **_snake(said))

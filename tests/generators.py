@@ -129,6 +129,7 @@ def network(number: int, chance: Chance, names: Names) -> Document:
         forward=[{"mode": mode} for mode in ("nat", "isolated", "route", "open")],
         domain=({"name": "lab.example"}, {"name": None}),
         disruptionPolicy=("Wait", "Replug"),
+        mtu=(1400, 1500, None),
         deletionPolicy=_DELETION,
         bridge=({"name": f"virbr-t{number}"}, {"stp": True}, {"name": f"virbr-t{number}", "stp": False}),
     )

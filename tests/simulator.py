@@ -43,6 +43,7 @@ from kvmd.observed import (
     Observed,
     Ports,
     Route,
+    Stacked,
 )
 from kvmd.plan.model import Applied, Desired, Plan, Rules, Step
 from kvmd.plan.planner import Planner, make_plan
@@ -372,6 +373,14 @@ class Machine:
             _demand(link.tun_mode == "tap", f"{name} is no TAP")
             _demand(not link.carrier, f"TAP {name} is held by somebody")
             self.set_link(name, carrier=True, operstate="up")
+        if kind == "direct":
+            assert source is not None
+            below = self.link(source.get("dev", ""))
+            _demand(not below.master, f"{below.name} is a port of {below.master}")
+            numbers = (number for number in itertools.count() if self.find_link(f"macvtap{number}") is None)
+            name = f"macvtap{next(numbers)}"
+            self.add_link(Link(name, 0, "macvtap", up=True, carrier=True, operstate="up", parent=below.name))
+            reach(nic, "target").set("dev", name)
         if kind not in ("network", "bridge"):
             return
         assert source is not None
@@ -524,6 +533,16 @@ class Machine:
             case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues):
                 made = Link(name, 0, "tun", alias=alias, mark=Mark.from_alias(alias), tun_mode=mode, persistent=True)
                 self.add_link(replace(made, owner=owner, group=group, multi_queue=queues))
+            case ops.VlanCreate(alias=alias, parent=parent, id=number, mtu=mtu):
+                below = self.link(parent)
+                _demand(below.up, f"{parent} is down")
+                made = Link(name, 0, "vlan", below.mac, mtu or below.mtu, alias=alias, mark=Mark.from_alias(alias))
+                self.add_link(replace(made, parent=parent, stacked=Stacked(number)))
+            case ops.VxlanCreate(alias=alias, parent=parent, mac=mac, mtu=mtu):
+                size = mtu or (self.link(parent).mtu - 50 if parent else 1500)
+                made = Link(name, 0, "vxlan", mac, size, alias=alias, mark=Mark.from_alias(alias), parent=parent)
+                end = Stacked(operation.id, operation.local, operation.remote, operation.port)
+                self.add_link(replace(made, stacked=end))
             case ops.TapOwner(owner=owner, group=group, mode=mode):
                 link = self.link(name, operation.index)
                 _demand(link.tun_mode == mode and not link.carrier, f"{name} is held by somebody")

@@ -290,7 +290,7 @@ def _unmet(objects: list[dict[str, Any]], missing: list[str], condition: str, va
 @click.option("-o", "--output", type=click.Choice(["tree", "json", "dot"]), default="tree", show_default=True)
 @pass_context
 def topology_command(context: Context, vm: str | None, output: str) -> int:
-    """Draw the packet path: guest NIC, TAP, bridge, physical NIC, outside."""
+    """Draw the packet path: guest NIC, TAP, bridge, VLAN or VXLAN, physical NIC, outside."""
     from kvmd.render.topology import topology_data, topology_dot, topology_tree
     from kvmd.render.values import listing, to_json
 

@@ -23,7 +23,7 @@ from kvmd.host.libvirt_reader import Capabilities
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
-from kvmd.host.preflight import usable_kvm
+from kvmd.host.preflight import lacking_links, usable_kvm
 from kvmd.host.seeds import Seeds
 from kvmd.host.storage_acts import Storage, StorageActs
 from kvmd.host.storage_facts import StorageFacts
@@ -61,7 +61,7 @@ class Host:
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
         self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
         self.ledger = LedgerFile(settings.paths.state)
-        self._kvm = usable_kvm()
+        self._kvm, self._lacking_links = usable_kvm(), lacking_links()
         self._host: tuple[tuple[object, ...], HostFact] | None = None
         self._ports: dict[Key, Ports] = {}
         self._parts: tuple[object, ...] = ()
@@ -191,6 +191,7 @@ class Host:
             machines=capabilities.machines,
             users=users,
             groups=groups,
+            lacking_links=self._lacking_links,
         )
 
 

@@ -27,10 +27,12 @@ from kvmd.ops import (
     BridgeCreate,
     LinkDelete,
     LinkOp,
+    StackedCreate,
     TapCreate,
     TapOwner,
 )
 
+Creation = BridgeCreate | TapCreate | StackedCreate
 Operation = TypeVar("Operation", bound=LinkOp)
 
 
@@ -73,13 +75,13 @@ class Batch:
         self._creators = {
             operation.name: position
             for position, operation in reversed(list(enumerate(operations)))
-            if isinstance(operation, BridgeCreate | TapCreate)
+            if isinstance(operation, Creation)
         }
         self.bridges = {operation.name for operation in operations if isinstance(operation, BridgeCreate)}
         self.released: set[int] = set()  # by an operation of this batch that was already seen
         self._expected: dict[tuple[int, str], Expectation] = {}
         for position, operation in enumerate(operations):
-            if isinstance(operation, BridgeCreate | TapCreate):
+            if isinstance(operation, Creation):
                 self.attempt(position, operation, self._reserve)
 
     # ------------------------------------------------------------------------------------------ names
@@ -95,7 +97,7 @@ class Batch:
         except (ValueError, struct.error) as error:
             self.errors[position] = Refused(f"cannot {operation.describe()}: {error}", hint="change its spec")
 
-    def _reserve(self, position: int, operation: BridgeCreate | TapCreate) -> None:
+    def _reserve(self, position: int, operation: Creation) -> None:
         """Choose the index of a new link: a create that fails can then touch nobody else's link."""
         if self._creators[operation.name] != position:
             raise Refused(f"cannot {operation.describe()}: the batch creates it twice", hint="report this")
@@ -171,7 +173,7 @@ class Batch:
         check_tap_owner(operation, self.before)
 
     def unmarked(self, failures: Sequence[Failure | None]) -> list[int]:
-        """The bridges that were made but not marked: they must not stay."""
+        """The links that were made but not marked: they must not stay."""
         made = [
             step.links[0]
             for step, failure in zip(self.steps, failures, strict=True)
@@ -196,7 +198,7 @@ class Batch:
             else:
                 error = explain(operation, failure.errno, failure.text)
             self.errors[step.position] = error
-            if isinstance(operation, BridgeCreate) and step.phase == Phase.CREATE:
+            if isinstance(operation, BridgeCreate | StackedCreate) and step.phase == Phase.CREATE:
                 lost[step.links[0]] = f"{operation.name} was not created: {error.message}"
 
     def verify(self, after: Snapshot) -> None:

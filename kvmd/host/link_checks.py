@@ -19,6 +19,7 @@ from kvmd.ops import (
     LinkSet,
     RouteAdd,
     RouteDelete,
+    StackedCreate,
     TapCreate,
     TapOwner,
 )
@@ -118,7 +119,7 @@ def find_route(link: Link, to: str, via: str, metric: int) -> bool:
 # --------------------------------------------------------------------------------------------- before
 
 
-def check_free(operation: BridgeCreate | TapCreate, before: Snapshot) -> None:
+def check_free(operation: BridgeCreate | TapCreate | StackedCreate, before: Snapshot) -> None:
     """Raise where the name cannot be given to a new link."""
     name = operation.name
     if (

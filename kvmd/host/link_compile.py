@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -18,6 +19,7 @@ from kvmd.host.link_checks import (
     same_subnet,
 )
 from kvmd.host.link_errors import GONE
+from kvmd.observed import Stacked
 from kvmd.ops import (
     AddressAdd,
     AddressDelete,
@@ -27,8 +29,11 @@ from kvmd.ops import (
     LinkSet,
     RouteAdd,
     RouteDelete,
+    StackedCreate,
     TapCreate,
     TapOwner,
+    VlanCreate,
+    VxlanCreate,
 )
 
 _SECONDARY: Final = 0x01  # IFA_F_SECONDARY
@@ -37,7 +42,7 @@ _ANY: Final = frozenset(range(1, 256))
 
 def compile_batch(batch: Batch) -> list[Step]:
     """Check every operation that has no error yet and give the batch all requests, in order."""
-    creates_first = sorted(enumerate(batch.operations), key=lambda pair: not isinstance(pair[1], BridgeCreate))
+    creates_first = sorted(enumerate(batch.operations), key=lambda pair: _depth(pair[1], batch.operations))
     for position, operation in creates_first:
         if batch.errors[position] is None:
             batch.attempt(position, operation, partial(_compile, batch))
@@ -45,6 +50,19 @@ def compile_batch(batch: Batch) -> list[Step]:
     batch.steps = [step for step in batch.steps if batch.errors[step.position] is None]
     batch.steps.sort(key=lambda step: step.phase)
     return batch.steps
+
+
+def _depth(operation: LinkOp, operations: Sequence[LinkOp]) -> int:
+    """What is created first: bridges, then links by how many new ones they stand on, then all else."""
+    if isinstance(operation, BridgeCreate):
+        return 0
+    if not isinstance(operation, StackedCreate):
+        return len(operations) + 1
+    below = {item.name: item.parent for item in operations if isinstance(item, StackedCreate)}
+    depth, parent = 1, operation.parent
+    while parent in below and depth < len(operations):
+        depth, parent = depth + 1, below[parent]
+    return depth
 
 
 def _hold_back(batch: Batch) -> None:
@@ -58,6 +76,8 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
     match operation:
         case BridgeCreate():
             _create_bridge(batch, position, operation)
+        case VlanCreate() | VxlanCreate():
+            _create_stacked(batch, position, operation)
         case TapCreate() | TapOwner():
             pass  # by ioctl, before the batch
         case LinkSet():
@@ -100,6 +120,25 @@ def _create_bridge(batch: Batch, position: int, operation: BridgeCreate) -> None
         batch.expect(position, index, "mac", operation.mac.lower())
     if operation.forward_delay_seconds is not None:
         _set_forward_delay(batch, position, index, operation.forward_delay_seconds)
+
+
+def _create_stacked(batch: Batch, position: int, operation: StackedCreate) -> None:
+    index = batch.index_of(operation.name)
+    parent = batch.index_of(operation.parent) if operation.parent else 0
+    if isinstance(operation, VlanCreate):
+        stacked = Stacked(operation.id)
+        request = encode.create_vlan(index, operation, parent)
+    else:
+        stacked = Stacked(operation.id, operation.local, operation.remote, operation.port)
+        request = encode.create_vxlan(index, operation, parent)
+    batch.add(Phase.CREATE, position, request, index, parent)
+    batch.add(Phase.CREATE, position, encode.set_alias(index, operation.alias), index)
+    batch.expect(position, index, "alias", operation.alias)
+    batch.expect(position, index, "stacked", stacked)
+    batch.expect(position, index, "parent", operation.parent)
+    if operation.mtu is not None:
+        batch.add(Phase.ATTRIBUTE, position, encode.set_mtu(index, operation.mtu), index)
+        batch.expect(position, index, "mtu", operation.mtu)
 
 
 def _set_forward_delay(batch: Batch, position: int, index: int, seconds: float) -> None:

@@ -8,7 +8,18 @@ from collections.abc import Callable
 from typing import Final
 
 from kvmd.errors import KvmdError, Refused, Retry, Stale, Unsupported
-from kvmd.ops import AddressAdd, BridgeCreate, LinkOp, LinkSet, RouteAdd, TapCreate, TapOwner
+from kvmd.ops import (
+    AddressAdd,
+    BridgeCreate,
+    LinkOp,
+    LinkSet,
+    RouteAdd,
+    StackedCreate,
+    TapCreate,
+    TapOwner,
+    VlanCreate,
+    VxlanCreate,
+)
 
 GONE: Final = frozenset({errno.ENODEV, errno.ENXIO, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT})
 
@@ -59,6 +70,12 @@ def _forbidden(operation: LinkOp, message: str, _: str) -> KvmdError:
 
 
 def _taken(operation: LinkOp, message: str, _: str) -> KvmdError:
+    if isinstance(operation, StackedCreate):
+        # The name was free a moment ago: it is the number that is taken.
+        return Refused(
+            f"{message}; that name or that id on this parent or port is taken",
+            hint=f"ip -d link | grep 'id {operation.id} '",
+        )
     if isinstance(operation, BridgeCreate | TapCreate):
         return exists(operation, "a link of that name")
     if isinstance(operation, LinkSet):
@@ -102,13 +119,16 @@ def _loop(operation: LinkOp, message: str, _: str) -> KvmdError:
 
 
 def _range(operation: LinkOp, message: str, _: str) -> KvmdError:
+    if isinstance(operation, StackedCreate) or (isinstance(operation, LinkSet) and operation.mtu is not None):
+        return Refused(f"{message}; the link below has a smaller MTU", hint=f"ip link; to look: {_look(operation)}")
     return Refused(
         f"{message}; the kernel takes a forward delay of 2 to 30 s with STP on", hint="change the value in its spec"
     )
 
 
 def _lacking(operation: LinkOp, message: str, text: str) -> KvmdError:
-    kind = {BridgeCreate: "bridge", TapCreate: "tun", TapOwner: "tun"}.get(type(operation), "")
+    modules = {BridgeCreate: "bridge", TapCreate: "tun", TapOwner: "tun", VlanCreate: "8021q", VxlanCreate: "vxlan"}
+    kind = modules.get(type(operation), "")
     if kind or "Unknown device type" in text:
         return Unsupported(
             f"{message}; this kernel has no such kind of link",

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from kvmd.api.mark import Mark
 from kvmd.host.rtnetlink import attributes, spans
-from kvmd.observed import Address, BridgePort, Route
+from kvmd.observed import Address, BridgePort, Route, Stacked
 
 MAIN_TABLE: Final = 254
 CENTISECONDS: Final = 100  # USER_HZ, the unit of a bridge's times
@@ -26,7 +26,11 @@ ROUTE_DUMP: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, MAIN_TABLE, 0, 0, 1, 0
 
 _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER = 1, 3, 4, 10, 16, 18, 20, 33
 _PROPERTIES, _ALTNAME = 52, 53
-_OF_LINK = frozenset({_MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER, _PROPERTIES})
+_PARENT, _PARENT_NAMESPACE = 5, 37
+_STACKED = ("vlan", "vxlan", "macvtap", "macvlan")
+_OF_LINK = frozenset(
+    {_PARENT, _PARENT_NAMESPACE, _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER, _PROPERTIES}
+)
 _COUNTERS = frozenset({7, 23})  # IFLA_STATS, IFLA_STATS64
 _OF_LINK_OR_COUNTERS = _OF_LINK | _COUNTERS
 _OF_INFO = frozenset({1, 2, 4, 5})  # kind and data, of itself and as a port
@@ -100,6 +104,8 @@ def _parse_link(body: bytes, places: Mapping[int, tuple[int, int]]) -> dict[str,
         link["alternative_names"] = tuple(sorted(names))
     if _LINK_INFO in found:
         _read_link_info(found[_LINK_INFO], link)
+    if link["kind"] in _STACKED and _PARENT in found and _PARENT_NAMESPACE not in found:
+        link["parent_index"] = _number(found[_PARENT])  # of a veth it would be the peer
     return link
 
 
@@ -158,6 +164,10 @@ def _read_link_info(info: bytes, link: dict[str, Any]) -> None:
         _read_bridge(data, link)
     elif link["kind"] == "tun":
         link.update(_tun(data))
+    elif link["kind"] == "vlan":
+        link["stacked"] = Stacked(_number(dict(attributes(data)).get(1, b"")))
+    elif link["kind"] == "vxlan":
+        _read_vxlan(data, link)
     if parts.get(4, b"").startswith(b"bridge\0"):
         for kind, value in attributes(parts.get(5, b"")):
             if kind == 1:  # IFLA_BRPORT_STATE comes first of some forty
@@ -173,6 +183,15 @@ def _read_bridge(data: bytes, link: dict[str, Any]) -> None:
         elif kind == 5:
             link["stp"] = _number(value) != 0
             break  # the delay comes before it (br_fill_info), some thirty after it
+
+
+def _read_vxlan(data: bytes, link: dict[str, Any]) -> None:
+    parts = dict(attributes(data))
+    remote, local = (parts.get(old) or parts.get(new, b"") for old, new in ((2, 16), (4, 17)))
+    port = int.from_bytes(parts.get(15, b""), "big")
+    link["stacked"] = Stacked(_number(parts.get(1, b"")), ip_text(local), ip_text(remote), port)
+    if 3 in parts:
+        link["parent_index"] = _number(parts[3])
 
 
 @lru_cache(maxsize=1024)

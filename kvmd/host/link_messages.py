@@ -25,9 +25,11 @@ from kvmd.host.rtnetlink import (
     attribute,
     nested,
 )
+from kvmd.ops import VlanCreate, VxlanCreate
 
 _ADDRESS, _NAME, _MTU, _MASTER, _LINK_INFO, _ALIAS, _PROPERTIES, _ALTNAME = 1, 3, 4, 10, 18, 20, 52, 53
 _INFO_KIND, _INFO_DATA, _FORWARD_DELAY, _STP = 1, 2, 1, 5
+_PARENT = 5
 _UP, _NO_DUPLICATE_DETECTION = 1, 0x02
 _STATIC, _UNICAST = 4, 1
 _UNIVERSE, _LINK, _HOST, _NOWHERE = 0, 253, 254, 255
@@ -58,6 +60,33 @@ def create_bridge(index: int, name: str, mac: str = "", mtu: int | None = None, 
     if mtu is not None:
         body += _u32(_MTU, mtu)
     return Request(NEWLINK, CREATE | EXCLUSIVE, body + _bridge_data(_u32(_STP, int(stp))))
+
+
+def create_vlan(index: int, operation: VlanCreate, parent: int) -> Request:
+    """Create a VLAN (IFLA_LINK is its parent, IFLA_VLAN_ID its number), down."""
+    data = nested(_INFO_DATA, attribute(1, struct.pack("=H", operation.id)))
+    info = nested(_LINK_INFO, attribute(_INFO_KIND, b"vlan"), data)
+    return _create(index, operation.name, operation.mac, _u32(_PARENT, parent), info)
+
+
+def create_vxlan(index: int, operation: VxlanCreate, parent: int) -> Request:
+    """Create a VXLAN, down."""
+    parts = [_u32(1, operation.id), attribute(15, struct.pack(">H", operation.port))]
+    if parent:
+        parts.append(_u32(3, parent))
+    for text, old, new in ((operation.local, 4, 17), (operation.remote, 2, 16)):  # IPv4 and IPv6 have their own
+        if text:
+            address = ipaddress.ip_address(text)
+            parts.append(attribute(old if address.version == 4 else new, address.packed))
+    info = nested(_LINK_INFO, attribute(_INFO_KIND, b"vxlan"), nested(_INFO_DATA, *parts))
+    return _create(index, operation.name, operation.mac, info)
+
+
+def _create(index: int, name: str, mac: str, *parts: bytes) -> Request:
+    body = _link_head(index) + attribute(_NAME, name.encode() + b"\0")
+    if mac:
+        body += attribute(_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+    return Request(NEWLINK, CREATE | EXCLUSIVE, body + b"".join(parts))
 
 
 def set_alias(index: int, alias: str) -> Request:

@@ -78,11 +78,13 @@ class LinkReader:
         for parts in parsed:
             index = parts["index"]
             master = names.get(parts.get("master_index", 0), "")
+            parent = names.get(parts.get("parent_index", 0), "")
             its_addresses, its_routes = addresses.get(index, ()), routes.get(index, ())
-            key = (id(parts), master, its_addresses, its_routes)
+            key = (id(parts), master, parent, its_addresses, its_routes)
             before = self._known.get(index)
             if before is None or before[0] != key:
-                link = Link(**parts, master=master, addresses=its_addresses, routes=its_routes)
+                own = {name: value for name, value in parts.items() if name != "parent_index"}
+                link = Link(**own, master=master, parent=parent, addresses=its_addresses, routes=its_routes)
                 # Bridges are parsed anew in each look, for the timers in their messages.
                 before = key, before[1] if before is not None and before[1] == link else link
             known[index] = before

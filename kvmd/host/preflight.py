@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from kvmd.host import preflight_kernel as kernel
 from kvmd.host import preflight_software as software
-from kvmd.host.preflight_kernel import usable_kvm
+from kvmd.host.preflight_kernel import lacking_links, usable_kvm
 from kvmd.host.preflight_tools import Check, Status
 
-__all__ = ["Check", "Status", "run_checks", "usable_kvm"]
+__all__ = ["Check", "Status", "lacking_links", "run_checks", "usable_kvm"]
 
 
 def run_checks(uri: str) -> tuple[Check, ...]:

@@ -150,6 +150,12 @@ def links() -> tuple[Check, ...]:
     return tuple(_link(kind, int(answer.get(kind, errno.EPROTO))) for kind in LINKS)
 
 
+def lacking_links() -> tuple[str, ...]:
+    """The kinds of link that this kernel neither knows nor can load; () where nobody may try."""
+    answer = probe("links")
+    return tuple(sorted(kind for kind in LINKS if answer.get(kind) == errno.EOPNOTSUPP))
+
+
 def _link(kind: str, number: int) -> Check:
     purpose, needed = LINKS[kind]
     name, why = ("tun" if kind == "tap" else f"link-{kind}"), f"{purpose} need it"

@@ -223,7 +223,9 @@ def _uplink(ref: Ref, name: str, bridge: str, look: Look) -> Link:
         *addresses_of(link),
         *(address.cidr for address in link.addresses if not address.permanent and address.scope == "global"),
     ]
-    if carried or link.routes:
+    # The kernel gives every link that is up a route for fe80::/64, which goes with it.
+    routes = [route for route in link.routes if not route.to.startswith("fe80:")]
+    if carried or routes:
         what = ", ".join(dict.fromkeys(carried)) or "routes"
         raise Refused(
             f"{ref}: uplink {name} carries {what}; as a port it would cut that off, and moving it is not safe yet",

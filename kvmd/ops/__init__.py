@@ -51,6 +51,7 @@ from kvmd.ops.snapshot import (
     SnapshotTake,
     SnapshotTakeWithMemory,
 )
+from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
     ImageFetch,
     ImageMark,
@@ -117,11 +118,14 @@ __all__ = [
     "SnapshotRevert",
     "SnapshotTake",
     "SnapshotTakeWithMemory",
+    "StackedCreate",
     "StorageOp",
     "TapCreate",
     "TapOwner",
+    "VlanCreate",
     "VolumeCreate",
     "VolumeGrow",
     "VolumeMark",
     "VolumeTrash",
+    "VxlanCreate",
 ]

@@ -135,6 +135,7 @@ _KIND_COLUMNS: dict[str, tuple[Column, ...]] = {
     "Tap": (("STATE", _status("operState", "unknown")), ("BRIDGE", _spec("bridge"))),
     "Tun": _LINK,
     "Vlan": (*_LINK, ("PARENT", _spec("parent"))),
+    "Vxlan": (*_LINK, ("ID", _spec("id"))),
 }
 _KIND_WIDE: dict[str, tuple[Column, ...]] = {
     "VirtualMachine": (("ACCELERATOR", _status("accelerator")), ("INTERFACES", _interface_names)),
@@ -143,6 +144,7 @@ _KIND_WIDE: dict[str, tuple[Column, ...]] = {
     "Tap": _LINK_WIDE,
     "Tun": _LINK_WIDE,
     "Vlan": _LINK_WIDE,
+    "Vxlan": _LINK_WIDE,
 }
 
 
@@ -152,7 +154,7 @@ def _columns_of(kind: str, wide: bool, prefix: str) -> list[Column]:
         ("READY", lambda item: "yes" if is_true(item, "Ready") else "no"),
         *_KIND_COLUMNS.get(kind, ()),
         ("PENDING", lambda item: _count(item.get("status", {}).get("pendingChanges", ()))),
-        ("STATE" if kind not in ("Bridge", "Tap", "Tun", "Vlan") else "CONDITION", state_of),
+        ("STATE" if kind not in ("Bridge", "Tap", "Tun", "Vlan", "Vxlan") else "CONDITION", state_of),
     ]
     if wide:
         chosen += [

@@ -9,7 +9,7 @@ from typing import Any
 from kvmd.render.style import PLAIN, Style
 
 Object = Mapping[str, Any]
-_WAYS_OUT = ("uplink", "network", "nat", "user")
+_WAYS_OUT = ("uplink", "vlan", "vxlan", "network", "nat", "user")
 
 
 def topology_data(objects: Sequence[Object], name: str | None = None) -> list[dict[str, Any]]:
@@ -72,6 +72,7 @@ def interface_lines(interface: Mapping[str, Any], style: Style = PLAIN) -> list[
         why = broken["broken"] if isinstance(broken["broken"], str) else broken.get("state") or "broken"
         text = f"{style.glyph('bad')} breaks at {_hop_name(broken)}: {why}"
         lines.append("   " + style.paint(text, "red"))
+    lines += [f"   {style.glyph('bad')} {_hop_name(hop)}: {hop['narrows']}" for hop in path if hop.get("narrows")]
     return lines
 
 

@@ -45,6 +45,8 @@ def test_each_kind_is_reached_through_the_front_door(kind: str) -> None:
         "Volume": "capacity: 1Gi",
         "VirtualMachineSnapshot": "virtualMachine: web",
         "VirtualMachineRestore": "virtualMachine: web, snapshot: before",
+        "Vlan": "parent: eno1, id: 100",
+        "Vxlan": "id: 42",
     }
     machine = "memory: {guest: 1Gi}, disks: [{name: root, path: /srv/web.qcow2, format: qcow2}]"
     base = [_document("VirtualMachine", "web", machine)] if kind.startswith("VirtualMachine") else []
@@ -120,6 +122,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"guest": "1Gi"}},
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
+    "VirtualMachine.interfaces.direct": {"device": "eno1"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
@@ -130,6 +133,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "Network.ips.dhcp.ranges": {"start": "192.168.122.2", "end": "192.168.122.254"},
     "Network.ips.dhcp.hosts": {"mac": "52:54:00:00:00:01", "ip": "192.168.122.3"},
     "Bridge.uplinks": {"name": "eno1"},
+    "Vlan": {"parent": "eno1", "id": 100},
+    "Vxlan": {"id": 42, "parent": "eno1"},
     "Tun.routes": {"to": "10.20.0.0/16"},
     "Image": {"source": {"url": "https://a.example/b"}, "format": "raw"},
     "VirtualMachineSnapshot": {"virtualMachine": "web"},
@@ -176,7 +181,7 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
     """Take away what excludes the leaf."""
-    if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip"):
+    if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
     if trail == "VirtualMachine.disks.media" or (trail == "VirtualMachine.disks" and name == "device"):
@@ -184,6 +189,8 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk["device"] = "cdrom"
         disk.pop("path", None)
         disk.pop("format", None)
+    if trail == "VirtualMachine.interfaces.direct":
+        spec["interfaces"][0].pop("user", None)
     if trail == "VirtualMachine.disks" and name == "volume":
         node.clear()
         node["name"] = "root"

@@ -80,6 +80,12 @@ def _forward_put(root: Element, mode: str) -> None:
         ElementTree.SubElement(root, "forward", {"mode": mode})
 
 
+def _mtu_put(root: Element, size: int | None) -> None:
+    xmlmap.cut(root, "mtu")
+    if size is not None:
+        ElementTree.SubElement(root, "mtu", {"size": str(size)})
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """A network as it is or should be."""
@@ -90,6 +96,9 @@ class State:
         metadata=at("bridge.stp", xml=xmlmap.attribute("bridge", "stp", {"on": True, "off": False}))
     )
     domain: str | None = field(metadata=at("domain.name", xml=xmlmap.attribute("domain", "name")))
+    mtu: int | None = field(
+        metadata=at("mtu", xml=xmlmap.Place(xmlmap.number(xmlmap.attribute("mtu", "size")).get, _mtu_put))
+    )
     subnets: tuple[Subnet, ...] | Leave = field(metadata=at("ips", xml=xmlmap.Place(_subnets_get, _subnets_put)))
 
 
@@ -97,7 +106,9 @@ def overlay(base: str, want: State, mark: Mark, paths: set[str] | None) -> str:
     """Overlay what is wanted (all of it, or the paths that changed) and the mark on a definition."""
     root = xmlmap.parse(base)
     if want.bridge is LEAVE:
-        paths = {"forward.mode", "bridge.stp", "domain.name", "ips"} if paths is None else paths - {"bridge.name"}
+        paths = (
+            {"forward.mode", "bridge.stp", "domain.name", "mtu", "ips"} if paths is None else paths - {"bridge.name"}
+        )
     if paths is None or "bridge.name" in paths:
         xmlmap.reach(root, "bridge")
     xmlmap.write(want, root, lambda path: paths is None or path in paths)

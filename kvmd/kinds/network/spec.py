@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from kvmd.api.quantity import Address, Boolean, DomainName, InterfaceAddress, Ipv4Address, LinkName, Mac
+from kvmd.api.quantity import Address, Boolean, DomainName, Integer, InterfaceAddress, Ipv4Address, LinkName, Mac
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 
@@ -119,6 +119,14 @@ class Spec(SpecModel):
     forward: Forward = branch(factory=Forward, about="How guests reach the world.")
     bridge: NetworkBridge = branch(factory=NetworkBridge, about="The network's bridge.")
     domain: Domain = branch(factory=Domain, about="DNS domain.")
+    mtu: Integer | None = leaf(
+        None,
+        about="MTU of the bridge and of its guests' TAPs; guests with virtio learn it; null leaves libvirt's 1500.",
+        example=1450,
+        update=Update.REPLUG,
+        ge=68,
+        le=65535,
+    )
     ips: tuple[Ip, ...] = branch((), about="Subnets; none for a bridge without an address.")
     disruption_policy: Literal["Wait", "Replug"] = leaf(
         "Wait",

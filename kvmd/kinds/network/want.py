@@ -30,6 +30,7 @@ def wanted(resource: Resource, look: Look, exists: bool) -> State:
         bridge=LEAVE if spec.bridge.name is None else spec.bridge.name,
         stp=spec.bridge.stp,
         domain=spec.domain.name,
+        mtu=spec.mtu,
         subnets=subnets,
     )
 

@@ -12,7 +12,7 @@ from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import document, power, snapshots
+from kvmd.kinds.virtual_machine import direct, document, power, snapshots
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.describe import describe
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
@@ -63,6 +63,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
         found += [Claim("tap", nic.tap)] if nic.tap else []
         found += [Claim("mac", nic.mac)] if nic.mac else []
         found += [Claim("address", nic.ip)] if nic.ip else []
+        found += direct.claims_of(nic)
         ports = nic.user.port_forward if nic.user else ()
         found += [Claim(f"{item.protocol} port", str(item.host)) for item in ports]
     return tuple(found)
@@ -103,7 +104,12 @@ def plan(ref: Ref, look: Look) -> Draft:
     running, live = _running(resource, domain, config, want, known, look)
     absent = absent_files(resource.spec, look)
     # A guest that could not start again is not shut down for the sake of a restart.
-    startable = not absent and not origins.unknown and all(look.usable(ref) for ref in objects_of(resource.spec))
+    startable = (
+        not absent
+        and not origins.unknown
+        and direct.ready(resource.spec, look)
+        and all(look.usable(ref) for ref in objects_of(resource.spec))
+    )
     restart = domain is not None and domain.active and startable and _restarts(resource, domain, running, look)
     busy = snapshots.under_way(ref, look) if domain is not None else ""
     acts = power.decide(resource, domain, restart, uuid, look)

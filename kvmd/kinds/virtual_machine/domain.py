@@ -82,7 +82,7 @@ class DiskState:
     target: str = ""
 
 
-_TYPES = {"network": "network", "bridge": "bridge", "ethernet": "tap", "user": "user"}
+_TYPES = {"network": "network", "bridge": "bridge", "ethernet": "tap", "user": "user", "direct": "direct"}
 
 
 def _attachment_get(root: Element) -> str:
@@ -90,6 +90,8 @@ def _attachment_get(root: Element) -> str:
     source, target = root.find("source"), root.find("target")
     if kind in ("network", "bridge") and source is not None:
         return f"{kind}:{source.get(kind, '')}"
+    if kind == "direct" and source is not None:
+        return f"direct:{source.get('dev', '')}/{source.get('mode', 'vepa')}"
     if kind == "tap" and target is not None:
         return f"tap:{target.get('dev', '')}"
     if kind == "user":
@@ -109,6 +111,9 @@ def _attachment_put(root: Element, attachment: str) -> None:
     root.set("type", {value: key for key, value in _TYPES.items()}[kind])
     if kind in ("network", "bridge"):
         ElementTree.SubElement(root, "source", {kind: name})
+    elif kind == "direct":
+        device, _, mode = name.partition("/")
+        ElementTree.SubElement(root, "source", {"dev": device, "mode": mode})
     elif kind == "tap":
         # managed='no': libvirt neither makes nor deletes it (with 'yes' it was measured to delete an existing TAP)
         ElementTree.SubElement(root, "target", {"dev": name, "managed": "no"})
@@ -122,7 +127,7 @@ def _attachment_put(root: Element, attachment: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NicState:
-    """A NIC. *attachment* is ``network:default``, ``bridge:br0``, ``tap:tap1`` or ``user:``."""
+    """A NIC. *attachment*: ``network:default``, ``bridge:br0``, ``tap:tap1``, ``user:``, ``direct:eno1/bridge``."""
 
     name: str
     attachment: str = field(metadata=at("attachment", always=True, xml=Place(_attachment_get, _attachment_put)))

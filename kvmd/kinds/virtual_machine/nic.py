@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, Mac
+from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, LinkName, Mac
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 
@@ -27,7 +27,24 @@ class UserNetwork(SpecModel):
     )
 
 
-ATTACHMENTS = ("network", "bridge", "tap", "user")
+class Direct(SpecModel):
+    """A macvtap on a link of the host: the guest is on that link's network, the host itself does not see it."""
+
+    device: LinkName = leaf(
+        about="Link of the host, or a Vlan, Vxlan or Bridge by its name here.",
+        example="eno1",
+        update=Update.NEXT_BOOT,
+    )
+    mode: Literal["bridge", "vepa", "private", "passthrough"] = leaf(
+        "bridge",
+        about="bridge: guests on one link reach each other. vepa: through the switch. private: not at all. "
+        "passthrough: the guest has the link alone, with its MAC.",
+        example="bridge",
+        update=Update.NEXT_BOOT,
+    )
+
+
+ATTACHMENTS = ("network", "bridge", "tap", "user", "direct")
 
 
 class Interface(SpecModel):
@@ -42,6 +59,7 @@ class Interface(SpecModel):
     )
     tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
     user: UserNetwork | None = branch(None, about="User-mode networking.")
+    direct: Direct | None = branch(None, about="macvtap on a link of the host.")
     mac: Mac | None = leaf(
         None,
         about="MAC address; default derived from the host, the machine and the name.",
@@ -64,7 +82,7 @@ class Interface(SpecModel):
         found = [name for name in ATTACHMENTS if getattr(self, name) is not None]
         if len(found) != 1:
             what = " and ".join(found) if found else "none"
-            raise ValueError(f"a NIC has exactly one of network, bridge, tap and user; here: {what}")
+            raise ValueError(f"a NIC has exactly one of network, bridge, tap, user and direct; here: {what}")
         if self.ip is not None and self.network is None:
             raise ValueError("ip is a reservation on a Network; it needs `network`")
         return self

@@ -7,8 +7,10 @@ from typing import Any
 
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Resource
+from kvmd.kinds.virtual_machine.direct import path_of
 from kvmd.kinds.virtual_machine.domain import Known, NicState, State
-from kvmd.observed import Domain, Key, Link, Network, Ports
+from kvmd.kinds.virtual_machine.path import blocked_by_stp, link_of, sized, state_of, ways_out
+from kvmd.observed import Domain, Key, Network, Ports
 from kvmd.plan.look import Look
 
 
@@ -40,7 +42,7 @@ def _interface(nic: NicState, live: State | None, look: Look) -> dict[str, Any]:
         "mac": (running or nic).mac,
         "attachment": {kind: target or True},
         "tap": tap or None,
-        "path": _path(nic, running, kind, target, look),
+        "path": sized(_path(nic, running, kind, target, look), look),
     }
 
 
@@ -51,16 +53,18 @@ def _path(nic: NicState, running: NicState | None, kind: str, target: str, look:
     hops = [_hop("nic", nic.name, running.link, running.link != "up")]
     if kind == "user":
         return [*hops, _hop("user", "NAPT in the QEMU process", "up", False)]
-    tap = _link(look, running.target)
-    hops.append(_hop("tap", running.target, _state(tap), tap is None or not tap.up))
+    if kind == "direct":
+        return [*hops, *path_of(target, running.target, look)]
+    tap = link_of(look, running.target)
+    hops.append(_hop("tap", running.target, state_of(tap), tap is None or not tap.up or blocked_by_stp(tap)))
     expected = _bridge_of(kind, target, look)
     if kind == "tap" and tap is not None and tap.master:
         expected = tap.master
     if not expected:
         return hops
-    bridge = _link(look, expected)
+    bridge = link_of(look, expected)
     astray = tap is not None and tap.master != expected
-    state = f"not the master of {running.target}" if astray else _state(bridge)
+    state = f"not the master of {running.target}" if astray else state_of(bridge)
     hops.append(_hop("bridge", expected, state, bridge is None or not bridge.up or astray))
     return [*hops, *_beyond(kind, target, expected, look)]
 
@@ -82,23 +86,9 @@ def _beyond(kind: str, target: str, bridge: str, look: Look) -> list[dict[str, A
         return [_hop("network", target, "active" if active else "not active", not active)]
     ports = look.fact(Key("ports", bridge))
     members = ports.members if isinstance(ports, Ports) else ()
-    links = [_link(look, member) for member in members]
+    links = [link_of(look, member) for member in members]
     uplinks = [link for link in links if link is not None and link.kind != "tun"]
-    return [_hop("uplink", link.name, _state(link), not link.carrier) for link in uplinks]
-
-
-def _link(look: Look, name: str) -> Link | None:
-    fact = look.fact(Key("link", name)) if name else None
-    return fact if isinstance(fact, Link) else None
-
-
-def _state(link: Link | None) -> str:
-    if link is None:
-        return "missing"
-    if not link.up:
-        return "down"
-    port = f", {link.port.state}" if link.port else ""
-    return ("up" if link.carrier else "no carrier") + port
+    return ways_out(uplinks, look)
 
 
 def _hop(hop: str, name: str, state: str, broken: bool) -> dict[str, Any]:

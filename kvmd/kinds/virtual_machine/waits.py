@@ -9,6 +9,7 @@ from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
 from kvmd.errors import Refused
+from kvmd.kinds.virtual_machine import direct
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
 from kvmd.kinds.virtual_machine.spec import Spec
@@ -66,20 +67,22 @@ def possible(
     """
     lacking: dict[str, None] = {}
     held: dict[str, None] = {}
+    links: dict[str, None] = {}
     kept: list[ops.Op] = []
     for operation in operations:
         files = [path for path in _opens(operation, spec) if path in absent]
         taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
-        if not files and not taps and not (unknown and isinstance(operation, ops.DomainStart)):
+        unready = direct.unready(operation, spec, look)
+        if not files and not taps and not unready and not (unknown and isinstance(operation, ops.DomainStart)):
             kept.append(operation)
         lacking |= dict.fromkeys(files)
         held |= dict.fromkeys(taps)
+        links |= dict.fromkeys(unready)
     if any(isinstance(item, ops.DomainStart) for item in operations if item not in kept):
         # A start that waits is not noted as begun: a guest that runs Once would never run.
         kept = [item for item in kept if not (isinstance(item, ops.LedgerWrite) and item.value in ("started", ""))]
-    return Possible(
-        tuple(kept), tuple(_conditions(tuple(lacking), tuple(held), absent)), not lacking and not held and not unknown
-    )
+    said = (*_conditions(tuple(lacking), tuple(held), absent), *_unready(tuple(links)))
+    return Possible(tuple(kept), said, not lacking and not held and not links and not unknown)
 
 
 def _opens(operation: ops.Op, spec: Spec) -> tuple[str, ...]:
@@ -103,6 +106,11 @@ def _plugs(operation: ops.Op, spec: Spec, look: Look) -> tuple[str, ...]:
 def _is_held(tap: str, look: Look) -> bool:
     link = look.fact(Key("link", tap))
     return isinstance(link, Link) and link.carrier
+
+
+def _unready(links: tuple[str, ...]) -> Iterator[Condition]:
+    if links:
+        yield Condition(BLOCKED, True, "LinkNotReady", f"waits for {'; '.join(links)}")
 
 
 def _conditions(lacking: tuple[str, ...], held: tuple[str, ...], absent: tuple[str, ...]) -> Iterator[Condition]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kvmd.api.mark import derived_mac
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
+from kvmd.kinds.virtual_machine import direct
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.nic import Interface
@@ -197,6 +198,8 @@ def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
                 hint="kvmd explain vm.interfaces.tap",
             )
         return f"{nic.attachment}:{look.key(target).name}"
+    if nic.direct is not None:
+        return direct.attachment_of(nic, ref, look)
     assert nic.user is not None
     if nic.user.port_forward and look.host().libvirt_version < PASST_SINCE:
         raise Unsupported(

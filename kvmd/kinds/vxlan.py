@@ -1,0 +1,188 @@
+"""Vxlan: what ip link add vx0 type vxlan id 42 remote … does, kept so: layer 2 between hosts, over their network."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import model_validator
+
+from kvmd import ops
+from kvmd.api.mark import derived_mac
+from kvmd.api.quantity import Address, Integer, InterfaceAddress, LinkName
+from kvmd.api.resource import Claim, Ref, Reference, SpecModel
+from kvmd.api.schema import Update, leaf
+from kvmd.observed import Key, Link
+from kvmd.plan.difference import LEAVE, Leave, at
+from kvmd.plan.links import alias_for, link_of, same_kind_or_refuse
+from kvmd.plan.look import Look
+from kvmd.plan.model import Draft
+from kvmd.plan.stacked import Wish, own_addresses, parent_of, plan_stacked, refuse_unknown_kind, remove_stacked
+
+KIND = "Vxlan"
+PLURAL = "vxlans"
+SHORT = "vxlan"
+
+_IN_USE = "Replug while it is a port or carries addresses"
+_FIXED = ("id", "parent", "local", "remote", "group", "port")
+
+
+class Spec(SpecModel):
+    """A VXLAN: layer 2 between hosts, in UDP over their network."""
+
+    name_on_host: LinkName | None = leaf(
+        None, about="Name of the link; default metadata.name.", example="vx42", update=Update.IMMUTABLE
+    )
+    id: Integer = leaf(about="VXLAN network identifier.", example=42, ge=1, le=0xFFFFFF, unless=_IN_USE)
+    remote: Address | None = leaf(None, about="The other host's address.", example="10.0.0.2", unless=_IN_USE)
+    group: Address | None = leaf(
+        None,
+        about="Multicast group of all hosts of this VXLAN; needs `parent`.",
+        example="239.1.1.42",
+        unless=_IN_USE,
+    )
+    local: Address | None = leaf(None, about="This host's address to send from.", example="10.0.0.1", unless=_IN_USE)
+    port: Integer = leaf(4789, about="UDP port (IANA: 4789).", example=4789, ge=1, le=65535, unless=_IN_USE)
+    parent: LinkName | None = leaf(
+        None, about="Link of the host to send through; null lets routes decide.", example="eno1", unless=_IN_USE
+    )
+    bridge: str | None = leaf(
+        None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
+    )
+    mtu: Integer | None = leaf(
+        None,
+        about="MTU in bytes; null leaves the kernel's: 1500, or with `parent` what that leaves (50 less over IPv4).",
+        example=1450,
+        ge=68,
+        le=65535,
+    )
+    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.42.0.1/24"])
+    deletion_policy: Literal["Delete", "Orphan"] = leaf(
+        "Delete", about="When the spec goes: delete the VXLAN, or only take the mark off.", example="Delete"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        if self.remote and self.group:
+            raise ValueError("write one of `remote` (one other host) and `group` (many), not both")
+        if self.remote and ipaddress.ip_address(self.remote).is_multicast:
+            raise ValueError(f"{self.remote} is a multicast address; write it as `group`")
+        if self.group and not ipaddress.ip_address(self.group).is_multicast:
+            raise ValueError(f"{self.group} is no multicast address; write it as `remote`")
+        if self.group and not self.parent:
+            raise ValueError("a group is joined on a link; write `parent`")
+        ends = {ipaddress.ip_address(end).version for end in (self.local, self.remote or self.group) if end}
+        if len(ends) > 1:
+            raise ValueError("local and the other end must both be IPv4 or both IPv6")
+        if self.bridge and self.addresses:
+            raise ValueError("a port of a bridge has no addresses of its own; write them at the Bridge")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A VXLAN as it is or should be."""
+
+    id: int = field(metadata=at("id"))
+    parent: str = field(metadata=at("parent"))
+    local: str = field(metadata=at("local"))
+    remote: str = field(metadata=at("remote"))
+    group: str = field(metadata=at("group"))
+    port: int = field(metadata=at("port"))
+    bridge: str = field(metadata=at("bridge"))
+    mtu: int | Leave = field(metadata=at("mtu"))
+    addresses: tuple[str, ...] = field(metadata=at("addresses"))
+
+
+def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
+    """The link that this VXLAN is."""
+    return Key("link", (spec.name_on_host if spec else None) or ref.name)
+
+
+def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
+    """Its bridge; the parent is a link of the host."""
+    return (Reference(ref, Ref("Bridge", spec.bridge)),) if spec.bridge else ()
+
+
+def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
+    """Its name, its place on a bridge and its addresses."""
+    name = host_key(ref, spec).name
+    return (
+        Claim("link", name),
+        *((Claim("uplink", name),) if spec.bridge else ()),
+        *(Claim("address", cidr.split("/")[0]) for cidr in spec.addresses),
+    )
+
+
+def files(spec: Spec) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
+def usable(ref: Ref, look: Look) -> bool:
+    """True where the VXLAN is there."""
+    link = link_of(look, look.key(ref))
+    return link is not None and link.kind == "vxlan"
+
+
+def plan(ref: Ref, look: Look) -> Draft:
+    """Create it on its bridge, or change what differs."""
+    resource = look.spec(ref)
+    assert resource is not None and isinstance(resource.spec, Spec)
+    spec, key = resource.spec, look.key(ref)
+    refuse_unknown_kind(ref, "vxlan", look)
+    link = link_of(look, key)
+    same_kind_or_refuse(ref, link, "vxlan")
+    if spec.parent:
+        parent_of(ref, spec.parent, look)
+    want = _wanted(spec, look)
+    seen = _seen(link, own_addresses(link, ref, want.addresses, look)) if link is not None else None
+    create = ops.VxlanCreate(
+        key.name,
+        alias_for(resource, link, look),
+        spec.id,
+        want.parent,
+        want.local,
+        want.remote or want.group,
+        spec.port,
+        derived_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
+        spec.mtu,
+    )
+    return plan_stacked(resource, link, Wish(create, want, seen, _FIXED, spec.addresses, spec.bridge), look)
+
+
+def remove(ref: Ref, key: Key, look: Look) -> Draft:
+    """Delete it, unless it is somebody else's port."""
+    return remove_stacked(ref, key, look)
+
+
+def _wanted(spec: Spec, look: Look) -> State:
+    return State(
+        id=spec.id,
+        parent=spec.parent or "",
+        local=spec.local or "",
+        remote=spec.remote or "",
+        group=spec.group or "",
+        port=spec.port,
+        bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
+        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        addresses=tuple(sorted(spec.addresses)),
+    )
+
+
+def _seen(link: Link, addresses: tuple[str, ...]) -> State:
+    tunnel = link.stacked
+    assert tunnel is not None
+    many = bool(tunnel.remote) and ipaddress.ip_address(tunnel.remote).is_multicast
+    return State(
+        id=tunnel.id,
+        parent=link.parent,
+        local=tunnel.local,
+        remote="" if many else tunnel.remote,
+        group=tunnel.remote if many else "",
+        port=tunnel.port,
+        bridge=link.master,
+        mtu=link.mtu,
+        addresses=addresses,
+    )

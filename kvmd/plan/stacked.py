@@ -1,0 +1,160 @@
+"""What the kinds share that stand on another link of the host: which they may, how they change, when they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from kvmd import ops
+from kvmd.api.resource import Ref, Resource
+from kvmd.api.schema import Update
+from kvmd.api.status import DEGRADED, Condition, Pending
+from kvmd.errors import Blocked, Refused, Unsupported
+from kvmd.observed import Key, Link
+from kvmd.plan.difference import Change, differences, is_owned, plain
+from kvmd.plan.links import (
+    address_operations,
+    addresses_of,
+    alias_for,
+    let_go,
+    link_of,
+    link_status,
+    normal_addresses,
+)
+from kvmd.plan.look import Look
+from kvmd.plan.model import Draft
+
+MODULES = {"vlan": "8021q", "vxlan": "vxlan", "macvtap": "macvtap"}
+
+
+class Wish(NamedTuple):
+    """One such link as its spec asks for it."""
+
+    create: ops.StackedCreate
+    want: Any  # the kind's State
+    seen: Any  # the same as it is; None where there is no link
+    fixed: tuple[str, ...]  # leaves that the kernel changes only by making the link anew
+    addresses: tuple[str, ...]
+    bridge: str | None  # the Bridge that the spec names
+
+
+def refuse_unknown_kind(ref: Ref, kind: str, look: Look) -> None:
+    """Raise Unsupported where this kernel was found not to know that kind of link."""
+    if kind in look.host().lacking_links:
+        module = MODULES[kind]
+        raise Unsupported(
+            f"{ref}: this kernel has no '{kind}' links",
+            hint=f"modprobe {module}, then: systemctl restart kvmd; if there is no such module, another kernel",
+        )
+
+
+def parent_of(ref: Ref, name: str, look: Look) -> Link:
+    """The link below, which must be there, up, and allowed by this host's policy where it is nobody's object."""
+    link = link_of(look, Key("link", name))
+    if link is None:
+        raise Blocked(f"{ref}: waits for link {name}, which the host does not have", hint="see: ip link")
+    allowed = look.rules.uplinks
+    if allowed != "*" and name not in allowed and link.mark is None:
+        raise Refused(
+            f"{ref}: link {name} is not among the uplinks that this host allows", hint="policy.uplinks in kvmd.yaml"
+        )
+    if not link.up:
+        raise Blocked(f"{ref}: waits for link {name}, which is down", hint=f"ip link set {name} up")
+    return link
+
+
+def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) -> Draft:
+    """Create it, change what can be changed, and make it anew where nobody uses it (or somebody approved)."""
+    name = wish.create.name
+    needs = (Ref("Bridge", wish.bridge),) if wish.bridge else ()
+    if link is None:
+        operations: list[ops.Op] = [wish.create, ops.LinkSet(name, master=wish.want.bridge or None, up=True)]
+        operations += address_operations(None, name, wish.addresses, ())[0]
+        return Draft(tuple(operations), needs=needs, status=link_status(None))
+    applied = look.applied(resource.ref)
+    owned = resource.owned | (applied.owned if applied else frozenset())
+    changes = tuple(c for c in differences(wish.seen, wish.want) if is_owned(c.path, owned))
+    fixed = tuple(change for change in changes if change.path in wish.fixed)
+    status, conditions = _status(link), _too_big(link, look)
+    users = _users(link)
+    approved = look.memory(resource.ref).approved_hash == resource.spec_hash
+    if fixed and (not users or approved):
+        again = ops.LinkDelete(link.name, link.index, alias=link.alias)
+        reason = "the kernel changes this only by making the link anew"
+        return Draft((again,), changes, status=status, reason=reason)
+    operations = _attributes(resource, link, wish, changes, look)
+    former = applied.written.get("addresses", ()) if applied else ()
+    operations += address_operations(link, name, wish.addresses, former)[0]
+    pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in fixed)
+    done = tuple(change for change in changes if change not in fixed)
+    return Draft(tuple(operations), done, pending, conditions, needs, status)
+
+
+def remove_stacked(ref: Ref, key: Key, look: Look) -> Draft:
+    """Delete it, unless it is a port that somebody else made one."""
+    link, applied = link_of(look, key), look.applied(ref)
+    if link is None:
+        return Draft()
+    written = applied.written if applied else {}
+    if written.get("deletionPolicy") == "Orphan":
+        return let_go(link)
+    bridge = written.get("bridge")
+    if link.master and not (bridge and look.key(Ref("Bridge", str(bridge))).name == link.master):
+        raise Blocked(
+            f"{ref}: {link.name} is a port of {link.master}",
+            hint=f"take it out of spec.uplinks of that Bridge, or: ip link set {link.name} nomaster",
+        )
+    return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
+
+
+def own_addresses(link: Link, ref: Ref, wanted: Iterable[str], look: Look) -> tuple[str, ...]:
+    """Those of a link's addresses that are ours: wanted now, or by the spec that was last applied."""
+    applied = look.applied(ref)
+    ours = {*wanted, *normal_addresses(applied.written.get("addresses", ()) if applied else ())}
+    return tuple(sorted(set(addresses_of(link, ours)) & ours))
+
+
+def _attributes(resource: Resource, link: Link, wish: Wish, changes: tuple[Change, ...], look: Look) -> list[ops.Op]:
+    paths, alias = {change.path for change in changes}, alias_for(resource, link, look)
+    attributes: dict[str, Any] = {
+        "alias": alias if link.alias != alias else None,
+        "mtu": wish.want.mtu if "mtu" in paths else None,
+        "master": wish.want.bridge if "bridge" in paths else None,
+        "up": None if link.up else True,
+    }
+    operations: list[ops.Op] = []
+    if attributes["master"] and link.master:
+        operations.append(ops.LinkSet(link.name, link.index, master=""))
+    if any(value is not None for value in attributes.values()):
+        operations.append(ops.LinkSet(link.name, link.index, **attributes))
+    return operations
+
+
+def _users(link: Link) -> tuple[str, ...]:
+    """Who would notice that it goes for a moment."""
+    return (link.master,) * bool(link.master) + addresses_of(link)
+
+
+VXLAN_OVERHEAD = 50  # bytes that a VXLAN over IPv4 adds to a frame; 70 over IPv6
+
+
+def _too_big(link: Link, look: Look) -> tuple[Condition, ...]:
+    parent = link_of(look, Key("link", link.parent)) if link.parent else None
+    if parent is None or link.kind != "vxlan":
+        return ()
+    six = link.stacked is not None and ":" in f"{link.stacked.local}{link.stacked.remote}"
+    room = parent.mtu - (VXLAN_OVERHEAD + 20 * six)
+    if link.mtu <= room:
+        return ()
+    text = f"its MTU {link.mtu} is above what {parent.name} leaves of its own {parent.mtu}: {room}; write mtu: {room}"
+    return (Condition(DEGRADED, True, "MtuMismatch", text),)
+
+
+def _status(link: Link) -> Any:
+    stacked = link.stacked
+    return link_status(
+        link,
+        parent=link.parent or None,
+        id=stacked.id if stacked else None,
+        remote=(stacked.remote or None) if stacked else None,
+    )

@@ -1,0 +1,86 @@
+"""The packet path in the status of a VM: what lies behind its bridge, where it breaks, where it is too narrow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from casework import resources_of
+from generators import machine_for
+from simulator import Loop
+
+from kvmd.api.resource import Ref
+from kvmd.observed import BridgePort
+from kvmd.render.topology import topology_data, topology_dot, topology_tree
+
+SPECS = """
+apiVersion: kvmd.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: web}
+spec: {memory: {guest: 1Gi}, interfaces: [{name: net0, bridge: br0}]}
+---
+apiVersion: kvmd.dev/v1alpha1
+kind: Bridge
+metadata: {name: br0}
+spec: {}
+---
+apiVersion: kvmd.dev/v1alpha1
+kind: Vlan
+metadata: {name: lan}
+spec: {nameOnHost: eno1.100, parent: eno1, id: 100, bridge: br0}
+"""
+
+
+@pytest.fixture
+def loop() -> Loop:
+    resources = resources_of(SPECS, "specs.yaml")
+    made = Loop(machine_for(resources))
+    made.converge(resources)
+    for name in ("br0", "eno1.100"):
+        made.machine.set_link(name, carrier=True, operstate="up")
+    return made
+
+
+def path(loop: Loop) -> list[dict[str, Any]]:
+    """The path of the one NIC, as the status has it."""
+    status = loop.fresh_plan().objects[Ref("VirtualMachine", "web")].status
+    found: list[dict[str, Any]] = status["interfaces"][0]["path"]
+    return found
+
+
+def drawn(loop: Loop) -> list[dict[str, Any]]:
+    """The same as the commands and the API have it."""
+    interfaces = [{"name": "net0", "path": path(loop)}]
+    item = {"kind": "VirtualMachine", "metadata": {"name": "web"}, "status": {"interfaces": interfaces}}
+    return topology_data([item])
+
+
+def test_a_vlan_and_the_nic_below_it_are_hops_with_their_mtu(loop: Loop) -> None:
+    hops = [(hop["hop"], hop["name"], hop["broken"], hop.get("mtu")) for hop in path(loop)[2:]]
+    assert hops == [
+        ("bridge", "br0", False, 1500),
+        ("vlan", "eno1.100", False, 1500),
+        ("uplink", "eno1", False, 1500),
+    ]
+    assert drawn(loop)[0]["interfaces"][0]["brokenAt"] is None
+    assert "vlan eno1.100 (up, forwarding) -> uplink eno1 (up) -> outside" in topology_tree(drawn(loop))
+    assert '"vlan eno1.100" -> "uplink eno1"' in topology_dot(drawn(loop))
+
+
+def test_a_nic_without_carrier_below_a_vlan_is_where_it_breaks(loop: Loop) -> None:
+    loop.machine.set_link("eno1", carrier=False)
+    assert drawn(loop)[0]["interfaces"][0]["brokenAt"] == "uplink eno1"
+
+
+def test_a_port_that_spanning_tree_blocks_is_where_it_breaks(loop: Loop) -> None:
+    loop.machine.set_link("eno1.100", port=BridgePort("blocking"))
+    assert drawn(loop)[0]["interfaces"][0]["brokenAt"] == "vlan eno1.100"
+
+
+def test_the_first_hop_that_is_too_narrow_says_so_and_is_not_broken(loop: Loop) -> None:
+    loop.machine.set_link("eno1.100", mtu=1400)
+    loop.machine.set_link("eno1", mtu=1400)
+    narrow = [hop["name"] for hop in path(loop) if "narrows" in hop]
+    assert narrow == ["eno1.100"]
+    assert drawn(loop)[0]["interfaces"][0]["brokenAt"] is None
+    assert "vlan eno1.100: MTU 1400 is below the 1500 of" in topology_tree(drawn(loop))
