@@ -21,9 +21,10 @@ class DomainDefine(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainStart(Op):
-    """Boot a defined domain."""
+    """Boot a defined domain; *settle_seconds* later those of a higher startup order may follow."""
 
     uuid: str
+    settle_seconds: int = 0
     verb: ClassVar[str] = "start domain"
 
 

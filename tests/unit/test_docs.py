@@ -211,6 +211,8 @@ def test_every_setting_stands_with_its_default() -> None:
         text = table[key]
         if isinstance(default, float) and re.fullmatch(r"[\d.]+(ms|s|m|h)", text):
             assert as_seconds(text) == pytest.approx(default), key
+        elif re.fullmatch(r"\d+Mi", text):
+            assert parse_size(text) == default, key
         elif isinstance(default, tuple):
             assert text == f"[{', '.join(default)}]", key
         elif default is None or isinstance(default, bool):

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid
-from kvmd.api.quantity import format_quantity
+from kvmd.api.quantity import duration_seconds, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Refused
@@ -17,6 +17,7 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
+from kvmd.kinds.virtual_machine.restart import due
 from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, consoles_of, files_of, possible, refuse_odd_consoles
@@ -24,7 +25,7 @@ from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
 from kvmd.observed import Domain, Key
 from kvmd.plan.difference import Change, differences, is_owned
 from kvmd.plan.look import Look
-from kvmd.plan.model import Applied, Draft
+from kvmd.plan.model import Applied, Boot, Draft, Window
 from kvmd.plan.paths import refuse_outside
 
 KIND = "VirtualMachine"
@@ -49,6 +50,7 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
             found.append(
                 Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
             )
+    found += [Reference(ref, dependency.target) for dependency in spec.depends_on]
     return tuple(found)
 
 
@@ -101,13 +103,14 @@ def plan(ref: Ref, look: Look) -> Draft:
     absent = absent_files(resource.spec, look)
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = not absent and not origins.unknown and all(look.usable(ref) for ref in objects_of(resource.spec))
-    restart = domain is not None and domain.active and startable and _restarts(resource, domain, running, look)
+    wanted_now, at_window = _restarts(resource, domain, running, look)
+    restart = startable and wanted_now
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
     conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
-    wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
+    wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
     needs = needs_of(resource.spec, operations)
     return Draft(
         operations,
@@ -129,6 +132,18 @@ def secrets(spec: Spec) -> tuple[str, ...]:
     """What its user data is read from."""
     source = spec.cloud_init.user_data_from if spec.cloud_init else None
     return (source.secret,) if source else ()
+
+
+def boot(spec: Spec) -> Boot:
+    """What its start waits for: memory (all that its balloon may give back), turn and dependencies."""
+    awaits = tuple((dependency.target, dependency.condition) for dependency in spec.depends_on)
+    return Boot(spec.memory.maximum, spec.startup.order, awaits)
+
+
+def window(spec: Spec) -> Window | None:
+    """When it may be restarted."""
+    found = spec.update_policy.window
+    return Window(found.schedule, duration_seconds(found.duration), found.time_zone) if found else None
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -334,15 +349,17 @@ def _model_waits(resource: Resource, domain: Domain) -> bool:
     return (then.get("model") if isinstance(then, Mapping) else None) != spec.cpu.model
 
 
-def _restarts(resource: Resource, domain: Domain, running: LiveChanges, look: Look) -> bool:
-    """True where somebody asked for a restart, or the policy makes one of the changes that wait."""
+def _restarts(
+    resource: Resource, domain: Domain | None, running: LiveChanges, look: Look
+) -> tuple[bool, float | None]:
+    """Whether somebody asked for a restart, or the policy makes one of the changes that wait; when to look again."""
     spec, memory = resource.spec, look.memory(resource.ref)
     assert isinstance(spec, Spec)
+    if domain is None or not domain.active:
+        return False, None
     if memory.restart or power.restart_asked(resource, domain, look):
-        return True
-    if not running.pending or spec.update_policy.restart == "Never":
-        return False
-    return spec.update_policy.restart == "Automatic" or memory.approved_hash == resource.spec_hash
+        return True, None
+    return due(resource, spec.update_policy, running, power.ledger_of(resource.ref, look).restarting, look)
 
 
 def _fallback(want: Wanted) -> tuple[Condition, ...]:

@@ -50,7 +50,7 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
         return _running(name, domain, wish, notes)
     if wish == RUN or (wish == LEAVE and (ledger.restarting or look.memory(ref).restart)):
         started = _before_start(ref, spec, ledger)
-        return Power((*notes, *started, ops.DomainStart(name, uuid)), (), False, why)
+        return Power((*notes, *started, ops.DomainStart(name, uuid, spec.startup.delay_seconds)), (), False, why)
     if wish == "ask":
         text = f"it was started once and its end was not seen; to run it again type: kvmd start {ref.name}"
         return Power(notes, (Condition(STALLED, True, "OnceNotDone", text),), False)

@@ -13,6 +13,8 @@ from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.restart import UpdatePolicy
+from kvmd.kinds.virtual_machine.startup import Dependency, Startup
 
 
 def _distinct(names: Iterable[str], what: str) -> None:
@@ -180,17 +182,6 @@ class Shutdown(SpecModel):
     force_after_timeout: Boolean = leaf(True, about="Whether the plug is pulled then.", example=True)
 
 
-class UpdatePolicy(SpecModel):
-    """What happens with changes that need a restart."""
-
-    restart: Literal["Never", "Manual", "Automatic"] = leaf(
-        "Manual",
-        about="Never: they wait for the guest's next start. Manual: the same, or `kvmd approve`. Automatic: the "
-        "guest is shut down and started at once.",
-        example="Manual",
-    )
-
-
 class Spec(SpecModel):
     """A virtual machine."""
 
@@ -225,6 +216,8 @@ class Spec(SpecModel):
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
     devices: Devices = branch(factory=Devices, about="Other devices.")
     shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
+    startup: Startup = branch(factory=Startup, about="Its place in the order of starts.")
+    depends_on: tuple[Dependency, ...] = branch((), about="What must be so before it starts.")
     update_policy: UpdatePolicy = branch(factory=UpdatePolicy, about="What happens with changes that need a restart.")
     drift_policy: Literal["Correct", "Report", "Ignore"] = leaf(
         "Correct", about="What happens when others change it: put it right, say so, or nothing.", example="Correct"

@@ -1,0 +1,128 @@
+"""Power on the real QEMU driver: who starts when, who has the memory, and who is restarted for a change."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hermetic import Agent, Hermetic, wait_until
+from small import vm, wipe
+
+pytestmark = pytest.mark.libvirt
+
+QUICK = {"source": {"settle": "100ms", "rescan": "5s"}}
+
+
+@pytest.fixture
+def agent(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
+    """A kvmd with nothing to do yet."""
+    made = Agent(hermetic, tmp_path, **QUICK)
+    yield made
+    made.stop()
+    wipe(hermetic)
+
+
+def starts(agent: Agent) -> list[str]:
+    """The guests in the order in which they were started."""
+    found = json.loads(agent.http("/api/v1/events")[1])
+    items = found["items"] if isinstance(found, dict) else found
+    return [item["object"].removeprefix("VirtualMachine/") for item in items if item["reason"] == "DomainStart"]
+
+
+def running(hermetic: Hermetic) -> set[str]:
+    """The guests that run."""
+    return set(hermetic.virsh("list", "--name").split())
+
+
+def test_guests_start_in_order_after_a_boot_of_the_host(agent: Agent) -> None:
+    hermetic = agent.hermetic
+    orders = {"aa": 30, "bb": 20, "cc": 10}
+    for name, order in orders.items():
+        agent.write(f"{name}.yaml", vm(name, "Always", more=f"  startup: {{order: {order}, delaySeconds: 1}}"))
+    broken = "  startup: {order: 5}\n  disks: [{name: root, path: /nowhere/disk.raw, format: raw}]"
+    agent.write("dd.yaml", vm("dd", "Always", more=broken))
+    agent.start()
+    agent.wait_ready(*(f"VirtualMachine/{name}" for name in orders), seconds=60)
+    assert starts(agent) == ["cc", "bb", "aa"]
+    agent.stop()
+    for name in orders:
+        hermetic.virsh("destroy", name)
+    agent.start()
+    agent.wait_ready(*(f"VirtualMachine/{name}" for name in orders), seconds=60)
+    assert starts(agent) == ["cc", "bb", "aa"]
+    assert agent.condition("VirtualMachine/dd", "Blocked")
+    agent.kvmd("plan", "--detailed-exitcode")  # ends with 0: nothing is left to do
+
+
+def test_a_guest_waits_until_what_it_depends_on_is_ready(agent: Agent, tmp_path: Path) -> None:
+    disk = tmp_path / "db.raw"
+    agent.write("db.yaml", vm("db", "Always", more=f"  disks: [{{name: root, path: {disk}, format: raw}}]"))
+    agent.write("web.yaml", vm("web", "Always", more="  dependsOn: [{kind: VirtualMachine, name: db}]"))
+    agent.write("lost.yaml", vm("lost", "Always", more="  dependsOn: [{kind: VirtualMachine, name: nobody}]"))
+    agent.write("one.yaml", vm("one", "Always", more="  dependsOn: [{kind: VirtualMachine, name: two}]"))
+    agent.write("two.yaml", vm("two", "Always", more="  dependsOn: [{kind: VirtualMachine, name: one}]"))
+    agent.start()
+    assert "VirtualMachine/db is Ready" in agent.wait_condition("VirtualMachine/web", "Blocked")["message"]
+    assert "VirtualMachine/nobody" in agent.wait_condition("VirtualMachine/lost", "Blocked")["message"]
+    assert agent.wait_condition("VirtualMachine/one", "Blocked")["reason"] == "DependencyCycle"
+    assert agent.wait_condition("VirtualMachine/two", "Blocked")["reason"] == "DependencyCycle"
+    assert running(agent.hermetic) == set()
+    disk.write_bytes(bytes(1 << 20))
+    agent.wait_ready("VirtualMachine/db", "VirtualMachine/web", seconds=60)
+    assert starts(agent) == ["db", "web"]
+    agent.write("two.yaml", vm("two", "Always"))
+    agent.wait_ready("VirtualMachine/one", "VirtualMachine/two", seconds=60)
+
+
+def test_a_guest_that_does_not_fit_the_memory_waits_and_nobody_dies(hermetic: Hermetic, tmp_path: Path) -> None:
+    total = next(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
+    )
+    reserve = total * 1024 - 200 * 2**20  # 200 MiB are for guests
+    agent = Agent(hermetic, tmp_path, **QUICK, admission={"memoryReserve": reserve})
+    try:
+        agent.write("aa.yaml", vm("aa", "Always", memory="64Mi, maxGuest: 128Mi"))
+        agent.start()
+        agent.wait_ready("VirtualMachine/aa", seconds=60)
+        identity = hermetic.virsh("domid", "aa")
+        agent.write("bb.yaml", vm("bb", "Always", memory="96Mi"))
+        message = agent.wait_condition("VirtualMachine/bb", "Blocked")["message"]
+        assert "needs 96 MiB, 72 MiB are left" in message
+        assert "128 MiB for 1 guest" in message
+        assert running(hermetic) == {"aa"}
+        assert hermetic.virsh("domid", "aa") == identity
+        agent.write("aa.yaml", vm("aa", "Halted", memory="64Mi, maxGuest: 128Mi"))
+        agent.wait_ready("VirtualMachine/bb", seconds=60)
+        assert running(hermetic) == {"bb"}
+    finally:
+        agent.stop()
+        wipe(hermetic)
+
+
+def test_a_change_waits_for_its_window(agent: Agent) -> None:
+    hermetic = agent.hermetic
+    now = datetime.datetime.now(datetime.UTC)
+    later = (now.hour + 12) % 24
+
+    def spec(machine: str, schedule: str) -> str:
+        window = f'{{schedule: "{schedule}", duration: 1h}}'
+        return vm(
+            "web", "Always", more=f"  machine: {machine}\n  updatePolicy: {{restart: Window, window: {window}}}"
+        )
+
+    agent.write("web.yaml", spec("q35", f"0 {later} * * *"))
+    agent.start()
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    identity = hermetic.virsh("domid", "web")
+    agent.write("web.yaml", spec("pc", f"0 {later} * * *"))
+    agent.wait_condition("VirtualMachine/web", "RestartRequired")
+    agent.wait_ready("VirtualMachine/web")
+    assert hermetic.virsh("domid", "web") == identity
+    agent.write("web.yaml", spec("pc", "* * * * *"))  # open since the last full minute
+    wait_until(lambda: running(hermetic) and hermetic.virsh("domid", "web", check=False) != identity, 60, "restarted")
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    assert agent.object("VirtualMachine/web")["status"]["pendingChanges"] == []  # type: ignore[index]
+    assert "pc-i440fx" in hermetic.virsh("dumpxml", "web")
