@@ -16,7 +16,7 @@ from kvmd.api.quantity import MEBIBYTE
 from kvmd.api.resource import Ref
 from kvmd.api.status import Condition
 from kvmd.observed import HOST, Domain, Host, Key
-from kvmd.ops import DomainShutdown, DomainStart, LedgerWrite, Op
+from kvmd.ops import DomainSetOnReboot, DomainShutdown, DomainStart, LedgerWrite, Op
 from kvmd.plan.look import NOTHING_REMEMBERED, Look, World
 from kvmd.plan.model import Boot, Bootable, ObjectMemory, ObjectPlan, Step
 from kvmd.plan.order import blocked, in_order
@@ -58,7 +58,7 @@ def _starts(step: Step | None) -> bool:
 
 
 def _restarts(step: Step | None) -> bool:
-    return step is not None and any(isinstance(item, DomainShutdown) and item.restart for item in step.operations)
+    return step is not None and any(map(_of_restart, step.operations))
 
 
 def _of_start(operation: Op) -> bool:
@@ -69,8 +69,11 @@ def _of_start(operation: Op) -> bool:
 
 
 def _of_restart(operation: Op) -> bool:
-    return isinstance(operation, DomainShutdown) or (
-        isinstance(operation, LedgerWrite) and operation.entry == "restarting"
+    """What ends a guest so that it is started again, now or when it reboots."""
+    return (
+        (isinstance(operation, DomainShutdown) and operation.restart)
+        or (isinstance(operation, DomainSetOnReboot) and operation.action == "destroy")
+        or (isinstance(operation, LedgerWrite) and operation.entry == "restarting" and operation.value == "true")
     )
 
 

@@ -123,6 +123,44 @@ def test_a_change_waits_for_its_window(agent: Agent) -> None:
     assert hermetic.virsh("domid", "web") == identity
     agent.write("web.yaml", spec("pc", "* * * * *"))  # open since the last full minute
     wait_until(lambda: running(hermetic) and hermetic.virsh("domid", "web", check=False) != identity, 60, "restarted")
+    wait_until(lambda: agent.object("VirtualMachine/web")["status"]["pendingChanges"] == [], 20)  # type: ignore[index]
     agent.wait_ready("VirtualMachine/web", seconds=60)
-    assert agent.object("VirtualMachine/web")["status"]["pendingChanges"] == []  # type: ignore[index]
     assert "pc-i440fx" in hermetic.virsh("dumpxml", "web")
+
+
+def test_a_reboot_of_the_guest_applies_what_waits(agent: Agent) -> None:
+    hermetic = agent.hermetic
+
+    def spec(machine: str) -> str:
+        return vm("web", "Always", more=f"  machine: {machine}\n  updatePolicy: {{onGuestReboot: Apply}}")
+
+    def machine() -> str:
+        return hermetic.virsh("dumpxml", "web", check=False)
+
+    def armed() -> bool:
+        return "<on_reboot>destroy</on_reboot>" in machine()
+
+    agent.write("web.yaml", spec("q35"))
+    agent.start()
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    identity = hermetic.virsh("domid", "web")
+    agent.write("web.yaml", spec("pc"))
+    wait_until(armed, 20, "a reboot is to end it")
+    agent.write("web.yaml", spec("q35"))
+    wait_until(lambda: not armed(), 20, "a reboot is a reboot again")
+    agent.write("web.yaml", spec("pc"))
+    wait_until(armed, 20, "a reboot is to end it")
+    agent.wait_ready("VirtualMachine/web")
+    assert hermetic.virsh("domid", "web") == identity
+
+    def rebooted() -> bool:
+        # The firmware hears the keyboard once it waits for something to boot from.
+        hermetic.virsh("send-key", "web", "KEY_LEFTCTRL", "KEY_LEFTALT", "KEY_DELETE", check=False)
+        return "pc-i440fx" in machine()
+
+    wait_until(rebooted, 60, "the guest's reboot applied the change")
+    wait_until(lambda: agent.object("VirtualMachine/web")["status"]["pendingChanges"] == [], 20)  # type: ignore[index]
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    assert not armed()
+    assert agent.metric("kvmd_drift_corrected_total", kind="VirtualMachine") == 0
+    assert agent.metric("kvmd_forced_stops_total") == 0

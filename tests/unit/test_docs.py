@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from kvmd.api.schema import Update
 from kvmd.api.status import CONDITION_TYPES
 from kvmd.kinds import CONTROLLERS
-from kvmd.settings import Settings, Source
+from kvmd.settings import Settings, Source, parse_size
 from kvmd.sources.decode import decode_file
 from kvmd.telemetry import domains
 from kvmd.telemetry.metrics import Metrics

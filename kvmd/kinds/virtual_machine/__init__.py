@@ -17,7 +17,7 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
-from kvmd.kinds.virtual_machine.restart import due
+from kvmd.kinds.virtual_machine.restart import due, on_reboot, reboots_to_apply
 from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, consoles_of, files_of, possible, refuse_odd_consoles
@@ -107,6 +107,9 @@ def plan(ref: Ref, look: Look) -> Draft:
     restart = startable and wanted_now
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
+    if domain is not None and domain.active and not acts.stops:
+        pending = startable and bool(running.pending)
+        live_operations = (*live_operations, *on_reboot(resource, domain, pending, look))
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
     conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
@@ -124,7 +127,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         acts.reason if not changes and not running.changes else "",
         needed_by=needs,
         stopping=acts.stops,
-        asked_elsewhere=_moved(domain, origins.files) or _own_start(domain, operations),
+        asked_elsewhere=_moved(domain, origins.files) or _own_start(resource, domain, operations),
     )
 
 
@@ -189,10 +192,11 @@ def _refuse_renames(ref: Ref, config: State | None, want: State) -> None:
                 )
 
 
-def _own_start(domain: Domain | None, operations: tuple[ops.Op, ...]) -> bool:
-    """True for a first start, another try of one that failed, and the start after the host's own: nobody's drift."""
+def _own_start(resource: Resource, domain: Domain | None, operations: tuple[ops.Op, ...]) -> bool:
+    """True for a first start, another try, and the start after a reboot of host or guest: nobody's drift."""
     starts = all(isinstance(item, ops.DomainStart | ops.LedgerWrite) for item in operations)
-    return starts and domain is not None and domain.reason in ("", "unknown", "failed", "daemon")
+    own = ["", "unknown", "failed", "daemon", *(["shutdown"] if reboots_to_apply(resource) else [])]
+    return starts and domain is not None and domain.reason in own
 
 
 def _moved(domain: Domain | None, files: tuple[tuple[str, str], ...]) -> bool:

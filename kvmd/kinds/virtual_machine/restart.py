@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import re
 import zoneinfo
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from cronsim import CronSim, CronSimError
 from pydantic import field_validator, model_validator
 
+from kvmd import ops
 from kvmd.api.quantity import Duration, Text
 from kvmd.api.resource import Resource, SpecModel
 from kvmd.api.schema import branch, leaf
+from kvmd.observed import Domain
 from kvmd.plan.look import Look
 
 if TYPE_CHECKING:
     from kvmd.kinds.virtual_machine.live import LiveChanges
+
+_ON_REBOOT = re.compile(r"<on_reboot>(\w[\w-]*)</on_reboot>")
 
 
 class WindowSpec(SpecModel):
@@ -56,6 +62,12 @@ class UpdatePolicy(SpecModel):
         "is shut down and started once its window is open, or by `kvmd approve`. Automatic: at once.",
         example="Manual",
     )
+    on_guest_reboot: Literal["Ignore", "Apply"] = leaf(
+        "Ignore",
+        about="Apply: while changes wait, a reboot from inside the guest becomes the restart that applies them "
+        "(kvmd starts it again); for runStrategy Always. Ignore: the guest reboots as it is.",
+        example="Apply",
+    )
     window: WindowSpec | None = branch(None, about="When it may be restarted; for restart Window.")
 
     @model_validator(mode="after")
@@ -82,3 +94,24 @@ def due(
     if look.now < opens:
         return False, opens
     return look.now < closes, closes if look.now < closes else None
+
+
+def reboots_to_apply(resource: Resource) -> bool:
+    """True where a reboot from inside the guest is to apply the changes that wait."""
+    policy: UpdatePolicy = resource.spec.update_policy  # type: ignore[attr-defined]
+    return policy.on_guest_reboot == "Apply"
+
+
+def on_reboot(resource: Resource, domain: Domain, pending: bool, look: Look) -> tuple[ops.Op, ...]:
+    """Let a reboot of the guest end its QEMU while changes wait, and only then: the next one has them."""
+    applied = look.applied(resource.ref)
+    before = applied.written.get("updatePolicy") if applied else None
+    apply = reboots_to_apply(resource)
+    if not apply and not (isinstance(before, Mapping) and before.get("onGuestReboot") == "Apply"):
+        return ()
+    now, configured = (_ON_REBOOT.search(xml or "") for xml in (domain.live, domain.config))
+    normal = configured[1] if configured else "restart"
+    wanted = "destroy" if apply and pending else normal
+    if (now[1] if now else "restart") == wanted or wanted not in ("destroy", "restart"):
+        return ()
+    return (ops.DomainSetOnReboot(domain.name, domain.uuid, wanted),)

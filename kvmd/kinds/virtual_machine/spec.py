@@ -231,6 +231,8 @@ class Spec(SpecModel):
     @model_validator(mode="after")
     def _agree(self) -> Spec:
         _distinct((disk.name for disk in self.disks), "disks")
+        if self.update_policy.on_guest_reboot == "Apply" and self.run_strategy != "Always":
+            raise ValueError("onGuestReboot: Apply needs runStrategy Always, or a reboot would leave the guest off")
         if self.cloud_init is not None and any(disk.name == SEED for disk in self.disks):
             raise ValueError(f"the disk '{SEED}' is that of cloudInit; give yours another name")
         _distinct((interface.name for interface in self.interfaces), "interfaces")
