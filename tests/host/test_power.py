@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import pycdlib
 import pytest
 from hermetic import Agent, Hermetic, wait_until
 from small import vm, wipe
@@ -164,3 +167,67 @@ def test_a_reboot_of_the_guest_applies_what_waits(agent: Agent) -> None:
     assert not armed()
     assert agent.metric("kvmd_drift_corrected_total", kind="VirtualMachine") == 0
     assert agent.metric("kvmd_forced_stops_total") == 0
+
+
+def program(text: str, then: bytes) -> bytes:
+    """Code of the 16-bit boot stage: say *text* on the first serial port, then go on with *then*."""
+    said = b"".join(bytes((0xB0, each, 0xEE)) for each in text.encode())  # mov al, each; out dx, al
+    return b"\xba\xf8\x03" + said + then  # mov dx, 0x3f8
+
+
+HALT = b"\xf4\xeb\xfd"  # hlt, for ever
+PAUSE = b"\xb4\x86\xb9\x1e\x00\x31\xd2\xcd\x15"  # int 15h, ah 86h: wait 2 s
+POWER_OFF = b"\xba\x04\x06\xb8\x00\x20\xef" + HALT  # out 0x604, 0x2000: ACPI's S5 of QEMU's machines
+
+
+def installer(path: Path, code: bytes) -> None:
+    """A bootable ISO that runs some code."""
+    iso = pycdlib.PyCdlib()
+    iso.new()
+    boot = code.ljust(2048, b"\0")
+    iso.add_fp(io.BytesIO(boot), len(boot), "/BOOT.;1")
+    iso.add_eltorito("/BOOT.;1", bootcatfile="/BOOT.CAT;1", boot_load_size=4)
+    iso.write(str(path))
+    iso.close()
+
+
+def test_an_installer_runs_once_and_then_the_disk_boots(agent: Agent, tmp_path: Path) -> None:
+    hermetic, console = agent.hermetic, tmp_path / "web.console"
+    iso, disk = tmp_path / "installer.iso", tmp_path / "web.raw"
+    installer(iso, program("INSTALLER\n", PAUSE + POWER_OFF))
+    disk.write_bytes(program("DISK\n", HALT).ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    more = f"""  install: {{from: {{path: {iso}}}}}
+  disks: [{{name: root, path: {disk}, format: raw, bootOrder: 1}}]
+  devices: {{serial: [{{name: console, file: {console}}}]}}"""
+    ledger = tmp_path / "state" / "ledger"
+    agent.write("web.yaml", vm("web", "Always", more=more))
+    agent.start()
+    wait_until(lambda: running(hermetic) == {"web"}, 30, "the installer runs")
+    agent.kill(signal.SIGKILL)
+    assert '"started"' in ledger.read_text() and '"done"' not in ledger.read_text()
+    wait_until(lambda: "shut off" in hermetic.virsh("domstate", "web"), 60, "the installer has powered off")
+    assert "INSTALLER" in console.read_text()
+    agent.start()
+    wait_until(lambda: "DISK" in console.read_text(), 60, "the disk boots")
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    assert str(iso) not in hermetic.virsh("domblklist", "web")
+    hermetic.virsh("destroy", "web")
+    wait_until(lambda: running(hermetic) == {"web"}, 60, "started again")
+    wait_until(lambda: "DISK" in console.read_text(), 60, "the disk boots again")  # a start empties the file
+    assert "INSTALLER" not in console.read_text()
+    agent.wait_ready("VirtualMachine/web", seconds=60)
+    agent.kvmd("plan", "--detailed-exitcode")
+
+
+def test_an_installer_whose_end_was_not_seen_asks(agent: Agent, tmp_path: Path) -> None:
+    iso = tmp_path / "installer.iso"
+    installer(iso, program("INSTALLER\n", HALT))
+    agent.write("web.yaml", vm("web", "Always", more=f"  install: {{from: {{path: {iso}}}}}"))
+    agent.start()
+    wait_until(lambda: starts(agent) == ["web"], 30, "the installer runs")
+    agent.hermetic.virsh("destroy", "web")
+    asked = agent.wait_condition("VirtualMachine/web", "Stalled")
+    assert asked["reason"] == "InstallNotDone" and "kvmd start web" in asked["message"]
+    assert running(agent.hermetic) == set()
+    agent.kvmd("start", "web")
+    wait_until(lambda: running(agent.hermetic) == {"web"}, 30, "it runs again")

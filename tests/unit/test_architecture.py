@@ -112,6 +112,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "Network.ips": {"address": "192.168.122.1/24"},
+    "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
     "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
     "VirtualMachine.updatePolicy.window": {"schedule": "0 3 * * sun", "duration": "2h"},
     "Network.ips.dhcp.ranges": {"start": "192.168.122.2", "end": "192.168.122.254"},
@@ -130,6 +131,7 @@ EXCLUSIVE = {
     "Image.checksumFrom": ("url", "path"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
+    "VirtualMachine.install.from": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume"),
 }
 # What an example needs beside it to make sense.

@@ -12,7 +12,7 @@ from kvmd.api.quantity import duration_seconds, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import document, power
+from kvmd.kinds.virtual_machine import document, install, power
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
@@ -50,6 +50,8 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
             found.append(
                 Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
             )
+    if spec.install is not None and spec.install.source.image:
+        found.append(Reference(ref, Ref("Image", spec.install.source.image)))
     found += [Reference(ref, dependency.target) for dependency in spec.depends_on]
     return tuple(found)
 
@@ -71,7 +73,8 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
 
 def files(spec: Spec) -> tuple[str, ...]:
     """Every file that must be there before it starts, and where consoles are written."""
-    return (*files_of(spec), *consoles_of(spec))
+    installer = spec.install.source.path if spec.install else None
+    return tuple(dict.fromkeys((*files_of(spec), *consoles_of(spec), *([installer] if installer else []))))
 
 
 def usable(ref: Ref, look: Look) -> bool:
@@ -86,6 +89,10 @@ def plan(ref: Ref, look: Look) -> Draft:
     assert resource is not None and isinstance(resource.spec, Spec)
     fact = look.fact(look.key(ref))
     domain = fact if isinstance(fact, Domain) else None
+    ledger = power.ledger_of(ref, look)
+    installing = install.stage(resource.spec, domain, ledger)
+    resource = replace(resource, spec=install.with_installer(resource.spec, installing))
+    assert isinstance(resource.spec, Spec)
     refuse_outside(ref, files(resource.spec), look)
     refuse_odd_consoles(ref, resource.spec, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
@@ -104,15 +111,26 @@ def plan(ref: Ref, look: Look) -> Draft:
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = not absent and not origins.unknown and all(look.usable(ref) for ref in objects_of(resource.spec))
     wanted_now, at_window = _restarts(resource, domain, running, look)
-    restart = startable and wanted_now
+    restart = startable and wanted_now and installing != install.STARTED
     acts = power.decide(resource, domain, restart, uuid, look)
     live_operations = () if acts.stops else running.operations
     if domain is not None and domain.active and not acts.stops:
         pending = startable and bool(running.pending)
-        live_operations = (*live_operations, *on_reboot(resource, domain, pending, look))
+        live_operations = (
+            *live_operations,
+            *on_reboot(resource, domain, (pending, installing == install.STARTED), look),
+        )
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
-    conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
+    operations = (*install.before_definition(ref, installing, ledger), *operations)
+    conditions = (
+        *install.conditions(resource.spec, domain, ledger),
+        *acts.conditions,
+        *running.conditions,
+        *now.conditions,
+        *origins.conditions,
+        *_fallback(want),
+    )
     wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
     needs = needs_of(resource.spec, operations)
     return Draft(
@@ -127,7 +145,9 @@ def plan(ref: Ref, look: Look) -> Draft:
         acts.reason if not changes and not running.changes else "",
         needed_by=needs,
         stopping=acts.stops,
-        asked_elsewhere=_moved(domain, origins.files) or _own_start(resource, domain, operations),
+        asked_elsewhere=_moved(domain, origins.files)
+        or install.is_over(installing, config)
+        or _own_start(resource, domain, operations),
     )
 
 
@@ -293,6 +313,8 @@ def _implied(change: Change, spec: Any) -> tuple[str, ...]:
 
 def _is_source(path: str, owned: frozenset[str]) -> bool:
     """A CD-ROM's source is written as ``media``, a disk's may be a ``volume``, a kernel's an ``image``."""
+    if path.startswith(f"disks[{install.TRAY}]"):
+        return is_owned("install", owned)
     if path.startswith(f"disks[{SEED}]"):
         return is_owned("cloudInit", owned)
     device, _, leaf = path.rpartition(".")

@@ -102,16 +102,17 @@ def reboots_to_apply(resource: Resource) -> bool:
     return policy.on_guest_reboot == "Apply"
 
 
-def on_reboot(resource: Resource, domain: Domain, pending: bool, look: Look) -> tuple[ops.Op, ...]:
-    """Let a reboot of the guest end its QEMU while changes wait, and only then: the next one has them."""
+def on_reboot(resource: Resource, domain: Domain, now_is: tuple[bool, bool], look: Look) -> tuple[ops.Op, ...]:
+    """Let a reboot of the guest end its QEMU while changes wait or it is installed (*now_is*), and only then."""
     applied = look.applied(resource.ref)
     before = applied.written.get("updatePolicy") if applied else None
     apply = reboots_to_apply(resource)
-    if not apply and not (isinstance(before, Mapping) and before.get("onGuestReboot") == "Apply"):
+    pending, installing = now_is
+    if not apply and not installing and not (isinstance(before, Mapping) and before.get("onGuestReboot") == "Apply"):
         return ()
     now, configured = (_ON_REBOOT.search(xml or "") for xml in (domain.live, domain.config))
     normal = configured[1] if configured else "restart"
-    wanted = "destroy" if apply and pending else normal
+    wanted = "destroy" if installing or (apply and pending) else normal
     if (now[1] if now else "restart") == wanted or wanted not in ("destroy", "restart"):
         return ()
     return (ops.DomainSetOnReboot(domain.name, domain.uuid, wanted),)

@@ -12,6 +12,7 @@ from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
@@ -211,6 +212,7 @@ class Spec(SpecModel):
     cpu: Cpu = branch(factory=Cpu, about="Virtual CPUs.")
     memory: GuestMemory = branch(about="Memory of the guest.")
     kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
+    install: Install | None = branch(None, about="What a new guest boots once, before its disk.")
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
@@ -235,6 +237,12 @@ class Spec(SpecModel):
             raise ValueError("onGuestReboot: Apply needs runStrategy Always, or a reboot would leave the guest off")
         if self.cloud_init is not None and any(disk.name == SEED for disk in self.disks):
             raise ValueError(f"the disk '{SEED}' is that of cloudInit; give yours another name")
+        if self.install is not None and any(disk.name == TRAY for disk in self.disks):
+            raise ValueError(f"the disk '{TRAY}' is that of install; give yours another name")
+        if self.install is not None and self.run_strategy not in ("Always", "Manual", "Halted"):
+            raise ValueError(
+                f"with runStrategy {self.run_strategy} it would be left off after its install; write Always or Manual"
+            )
         _distinct((interface.name for interface in self.interfaces), "interfaces")
         orders = [order for item in self.disks if (order := item.boot_order) is not None]
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
