@@ -113,24 +113,13 @@ def plan(ref: Ref, look: Look) -> Draft:
     wanted_now, at_window = _restarts(resource, domain, running, look)
     restart = startable and wanted_now and installing != install.STARTED
     acts = power.decide(resource, domain, restart, uuid, look)
-    live_operations = () if acts.stops else running.operations
-    if domain is not None and domain.active and not acts.stops:
-        pending = startable and bool(running.pending)
-        live_operations = (
-            *live_operations,
-            *on_reboot(resource, domain, (pending, installing == install.STARTED), look),
-        )
+    ends = startable and bool(running.pending), installing == install.STARTED
+    live_operations = () if acts.stops else (*running.operations, *on_reboot(resource, domain, ends, look))
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
     operations = (*install.before_definition(ref, installing, ledger), *operations)
-    conditions = (
-        *install.conditions(resource.spec, domain, ledger),
-        *acts.conditions,
-        *running.conditions,
-        *now.conditions,
-        *origins.conditions,
-        *_fallback(want),
-    )
+    told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
+    conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
     needs = needs_of(resource.spec, operations)
     return Draft(

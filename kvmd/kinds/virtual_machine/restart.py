@@ -102,12 +102,14 @@ def reboots_to_apply(resource: Resource) -> bool:
     return policy.on_guest_reboot == "Apply"
 
 
-def on_reboot(resource: Resource, domain: Domain, now_is: tuple[bool, bool], look: Look) -> tuple[ops.Op, ...]:
+def on_reboot(resource: Resource, domain: Domain | None, now_is: tuple[bool, bool], look: Look) -> tuple[ops.Op, ...]:
     """Let a reboot of the guest end its QEMU while changes wait or it is installed (*now_is*), and only then."""
     applied = look.applied(resource.ref)
     before = applied.written.get("updatePolicy") if applied else None
     apply = reboots_to_apply(resource)
     pending, installing = now_is
+    if domain is None or not domain.active:
+        return ()
     if not apply and not installing and not (isinstance(before, Mapping) and before.get("onGuestReboot") == "Apply"):
         return ()
     now, configured = (_ON_REBOOT.search(xml or "") for xml in (domain.live, domain.config))
