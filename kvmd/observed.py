@@ -262,6 +262,7 @@ class Ledger:
     last_stop: str = ""  # libvirt's reason of the last stop seen
     suspended: bool = False
     restarting: bool = False  # it was shut down to be started again
+    install: str = ""  # "" | waiting | started | broken (powered off by us) | done
     balloon: str = ""  # what its balloon was asked for in vain, and where it stayed
     restore: str = ""  # "" | started domain/snapshot | done domain/snapshot
 

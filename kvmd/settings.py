@@ -30,6 +30,21 @@ def parse_duration(value: Any) -> Any:
     return value
 
 
+_SIZE = re.compile(r"(\d+)(Ki|Mi|Gi|Ti)?")
+_SIZE_FACTORS = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_size(value: Any) -> Any:
+    """Read ``512Mi`` or ``4Gi``; numbers pass as bytes."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise ValueError(f"'{value}' is not a size; write e.g. 512Mi or 4Gi")
+        return int(match[1]) * _SIZE_FACTORS[match[2]]
+    return value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 
 
@@ -99,6 +114,12 @@ class Defaults(_Section):
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
+class Admission(_Section):
+    """How much of the host's memory is promised to no guest; null lets any guest start."""
+
+    memory_reserve: Size | None = 512 * 2**20
+
+
 class Policy(_Section):
     """What a spec may name on this host."""
 
@@ -126,6 +147,7 @@ class Settings(_Section):
     prune: Prune = Prune()
     backoff: Backoff = Backoff()
     defaults: Defaults = Defaults()
+    admission: Admission = Admission()
     policy: Policy = Policy()
     log: Log = Log()
     workers: int = Field(default_factory=lambda: max(4, 2 * (os.cpu_count() or 1)), ge=1, le=64)

@@ -277,9 +277,11 @@ class Situation:
                     self.loop.memory.change(ref, missing_since=NOW - missing_for)
         for name, said in self.words.get("memory", {}).items():
             fields = _snake(said)
-            for field in ("asked_at", "asked_last", "next_try", "balloon_until"):
+            for field in ("asked_at", "asked_last", "next_try", "balloon_until", "settling_until", "held_since"):
                 if field in fields:
                     fields[field] += NOW
+            if "window" in fields:
+                fields["window"] = tuple(NOW + seconds for seconds in fields["window"])
             if fields.pop("approved", False):
                 fields["approved_hash"] = self.resources[Ref.parse(name)].spec_hash
             self.loop.memory.change(Ref.parse(name), **fields)

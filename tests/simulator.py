@@ -246,6 +246,8 @@ class Machine:
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")
                 reach(root, "currentMemory").text = str(size // 1024)
+            case ops.DomainSetOnReboot(action=action):
+                reach(root, "on_reboot").text = action
             case ops.DomainAttach(alias=alias):
                 _demand(_device(root, alias) is None, f"{alias} is plugged in already")
                 device = _device(parse(domain.config or ""), alias)

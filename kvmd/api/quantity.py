@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Strict, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Strict, StringConstraints, WithJsonSchema
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/ (the part that sizes use)
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -47,6 +47,11 @@ def _whole_mebibytes(size: int) -> int:
             f"{max(1, -(-size // MEBIBYTE))}Mi"
         )
     return size
+
+
+def duration_seconds(text: str) -> float:
+    """Read ``90s``, ``15m`` or ``2h``."""
+    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
 
 
 def normalise_mac(value: str) -> str:
@@ -130,6 +135,11 @@ _SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": _SIZE_PATTERN}, {"type":
 Size = Annotated[int, BeforeValidator(parse_quantity), WithJsonSchema(_SIZE_SCHEMA)]
 Memory = Annotated[
     int, BeforeValidator(parse_quantity), AfterValidator(_whole_mebibytes), WithJsonSchema(_SIZE_SCHEMA)
+]
+Duration = Annotated[
+    str,
+    StringConstraints(pattern=r"^[1-9][0-9]{0,4}(s|m|h)$"),
+    WithJsonSchema({"type": "string", "pattern": r"^[1-9][0-9]{0,4}(s|m|h)$"}),
 ]
 Mac = Annotated[str, AfterValidator(normalise_mac)]
 Address = Annotated[str, AfterValidator(_address)]

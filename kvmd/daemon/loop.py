@@ -28,7 +28,7 @@ from kvmd.telemetry.notify import Notify
 COALESCE_SECONDS = 0.005  # events come in bursts: one cycle for all of one
 BUSY_LOOK_SECONDS = 0.5  # while operations run, look for slow ones this often
 DRAIN_SECONDS = 30.0
-RELOADABLE = frozenset({"prune", "defaults", "policy", "log"})
+RELOADABLE = frozenset({"admission", "prune", "defaults", "policy", "log"})
 
 
 def run_daemon(settings: Settings, *, once: bool, reload: Callable[[], Settings] | None = None) -> int:

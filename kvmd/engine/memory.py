@@ -105,15 +105,22 @@ class Remembering:
         for ref, item in list(self._objects.items()):
             if item.missing_since is not None and ref not in leaving:
                 self.change(ref, missing_since=None)
+            if item.settling_until is not None and now >= item.settling_until:
+                self.change(ref, settling_until=None)
             if item.asked_at is not None and not _active(ref, observed):
                 self.change(ref, asked_at=None, asked_last=None, power="" if item.power == "stop" else item.power)
 
-    def take_plan(self, plan: Plan) -> None:
+    def take_plan(self, plan: Plan, now: float) -> None:
         """What a guest was given time for has come true, or nobody wants it any more."""
+        for ref in plan.held:
+            if self.of(ref).held_since is None:
+                self.change(ref, held_since=now)
         for ref, item in list(self._objects.items()):
             if item.asked_at is not None and not item.busy and not plan.objects.get(ref, ObjectPlan(ref)).stopping:
                 # A later wish gives the guest its full time again: nothing is forced on the strength of an old one.
                 self.change(ref, asked_at=None, asked_last=None)
+            if item.held_since is not None and ref in plan.objects and plan.objects[ref].ready:
+                self.change(ref, held_since=None)
             if item.balloon_until is not None and ref in plan.objects and plan.objects[ref].ready:
                 self.change(ref, balloon_until=None)
 
@@ -167,6 +174,8 @@ class Remembering:
                 known = self.of(ref)
                 self.change(ref, asked_at=now if known.asked_at is None else known.asked_at, asked_last=now)
             case ops.DomainStart() | ops.NetworkRestart():
+                if isinstance(operation, ops.DomainStart) and operation.settle_seconds:
+                    self.change(ref, settling_until=now + operation.settle_seconds)
                 power = self.of(ref).power
                 power = "" if power == "start" else power
                 until = now + BOOT_BALLOON_SECONDS

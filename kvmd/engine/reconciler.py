@@ -12,6 +12,7 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Executor, Job, Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.engine.records import Records
+from kvmd.engine.windows import Windows
 from kvmd.errors import Retry
 from kvmd.host import LIBVIRT, Host
 from kvmd.identity import changed
@@ -61,6 +62,7 @@ class Reconciler:
         self.rules = rules_of(settings)
         self._planner = Planner(CONTROLLERS, self.rules)
         self._resources: Mapping[Ref, Resource] = {}
+        self._windows = Windows()
         self._files: dict[Ref, tuple[str, ...]] = {}
         self._paths: tuple[str, ...] = ()
         self._named_secrets: dict[Ref, tuple[str, ...]] = {}
@@ -81,7 +83,7 @@ class Reconciler:
             self._end(outcome, begun)
         snapshot, observed = self._look(begun)
         plan = self._plan(snapshot, observed, begun)
-        self.memory.take_plan(plan)
+        self.memory.take_plan(plan, begun)
         dispatched: tuple[Step, ...] = ()
         if act and self._keep_safely(snapshot, plan, observed):
             dispatched = self._dispatch(plan, observed, begun)
@@ -99,6 +101,8 @@ class Reconciler:
         complete = snapshot.complete and observed.complete
         departing = [ref for ref in observed.marks.keys() - snapshot.resources.keys() if ref.kind in CONTROLLERS]
         self.memory.take_facts(departing, complete, observed, now)
+        for ref, interval in self._windows.news(now, time.time()):
+            self.memory.change(ref, window=interval)
         return snapshot, observed
 
     def _take_specs(self, resources: Mapping[Ref, Resource], now: float) -> None:
@@ -111,6 +115,7 @@ class Reconciler:
         for ref in news:
             self._files.pop(ref, None)
             self._named_secrets.pop(ref, None)
+            self._windows.take(ref, resources.get(ref))
             if ref in resources and (secrets := _secrets_of(resources[ref])):
                 self._named_secrets[ref] = secrets
             if ref in resources and (files := CONTROLLERS[ref.kind].files(resources[ref].spec)):
@@ -254,6 +259,7 @@ def rules_of(settings: Settings) -> Rules:
         uplinks=settings.policy.uplinks,
         images=os.path.join(settings.paths.state, "images"),
         seeds=os.path.join(settings.paths.state, "seeds"),
+        memory_reserve=settings.admission.memory_reserve,
     )
 
 

@@ -54,6 +54,8 @@ class LedgerFile:
             self._entries[ref] = replace(known, restarting=value == "true")
         elif entry == "once":
             self._entries[ref] = replace(known, once=value)
+        elif entry == "install":
+            self._entries[ref] = replace(known, install=value)
         elif entry == "last_stop":
             self._entries[ref] = replace(known, last_stop=value)
         elif entry == "balloon":
@@ -112,7 +114,7 @@ def _line(name: str, entry: str, value: str) -> str:
 
 def _values(entry: Ledger) -> list[tuple[str, str]]:
     suspended, restarting = ("true" if flag else "" for flag in (entry.suspended, entry.restarting))
-    values = {"once": entry.once, "last_stop": entry.last_stop, "balloon": entry.balloon}
+    values = {"once": entry.once, "last_stop": entry.last_stop, "balloon": entry.balloon, "install": entry.install}
     values |= {"restore": entry.restore}
     values |= {"suspended": suspended, "restarting": restarting}
     return [(name, value) for name, value in values.items() if value]

@@ -31,6 +31,10 @@ _COMMANDS = {
     "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
     "modify": libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY,
 }
+_ON_REBOOT = {
+    "destroy": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY,
+    "restart": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
+}
 Result = TypeVar("Result")
 
 _SHUTDOWN = {
@@ -124,6 +128,8 @@ class LibvirtActs:
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml):
                 domain.updateDeviceFlags(xml, LIVE)
+            case ops.DomainSetOnReboot(action=action):
+                domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
             case ops.DomainSetMark(mark=mark, live=live):
                 text = None if mark is None else mark.as_metadata()
                 flags = CONFIG | (LIVE if live else 0)

@@ -21,9 +21,10 @@ class DomainDefine(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainStart(Op):
-    """Boot a defined domain."""
+    """Boot a defined domain; *settle_seconds* later those of a higher startup order may follow."""
 
     uuid: str
+    settle_seconds: int = 0
     verb: ClassVar[str] = "start domain"
 
 
@@ -156,3 +157,17 @@ class DomainSetAutostart(Op):
     def describe(self) -> str:
         """What a plan says of it."""
         return f"{self.verb} {self.name} {'on' if self.enabled else 'off'}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetOnReboot(Op):
+    """What becomes of the running domain when its guest reboots: restart, or destroy (it is off then)."""
+
+    uuid: str
+    action: str
+    verb: ClassVar[str] = "set what a reboot of the guest does"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        effect = "end it, to be started anew" if self.action == "destroy" else "reboot it as it is"
+        return f"let a reboot from inside domain {self.name} {effect}"

@@ -12,7 +12,7 @@ from kvmd.ops.base import Op
 class LedgerWrite(Op):
     """Record a one-shot act, fsynced, before or after it happens."""
 
-    entry: str  # once | last_stop | restarting | balloon | restore | suspended | removed | forget
+    entry: str  # once | install | last_stop | restarting | balloon | restore | suspended | removed | forget
     value: str = ""
     verb: ClassVar[str] = "record"
 

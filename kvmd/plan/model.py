@@ -190,6 +190,7 @@ class Plan:
     holds: tuple[Hold, ...] = ()
     prune_digest: str = ""  # what `kvmd approve prune` approves
     wake_at: float | None = None
+    held: tuple[Ref, ...] = ()  # whose turn to start has not come
 
     @property
     def empty(self) -> bool:
@@ -255,6 +256,9 @@ class ObjectMemory:
     power: str = ""  # start | stop: somebody asked for it (runStrategy Manual)
     balloon_until: float | None = None  # its memory was asked for; give the guest until then
     fruitless: int = 0  # how often the same operations succeeded without having their effect
+    settling_until: float | None = None  # it was started; higher startup orders wait until then
+    held_since: float | None = None  # its start waits for its turn since then
+    window: tuple[float, float] | None = None  # the maintenance window that is open, or the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +286,7 @@ class Rules:
     uplinks: str | tuple[str, ...] = "*"
     images: str = "/var/lib/kvmd/images"  # the image store
     seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init
+    memory_reserve: int | None = 0  # bytes that no guest is promised; None: any guest may start
     prune: bool = True  # False: remove nothing (`kvmd apply --no-prune`)
     validate_only: bool = False
 
@@ -305,6 +310,40 @@ class SecretUser(Protocol):
 
     def secrets(self, spec: Any) -> tuple[str, ...]:
         """Paths, and ``credential:NAME`` of systemd."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What the start of a guest waits for beside its own parts."""
+
+    memory: int = 0  # bytes that it may take
+    order: int | None = None  # lower ones first; None: without waiting
+    awaits: tuple[tuple[Ref, str], ...] = ()  # objects, and which condition must be True of each
+
+
+@runtime_checkable
+class Bootable(Protocol):
+    """A kind whose objects start."""
+
+    def boot(self, spec: Any) -> Boot:
+        """What its start waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a guest may be restarted: a cron expression, for how many seconds each time, and in whose time."""
+
+    schedule: str
+    seconds: float
+    time_zone: str
+
+
+@runtime_checkable
+class WindowUser(Protocol):
+    """A kind whose specs name maintenance windows."""
+
+    def window(self, spec: Any) -> Window | None:
+        """Its window, or None."""
 
 
 @runtime_checkable

@@ -20,9 +20,10 @@ from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
 from kvmd.plan.model import Cause, Controller, Desired, Draft, Memory, ObjectPlan, Plan, Rules, Step
-from kvmd.plan.order import blocked, in_order
+from kvmd.plan.order import blocked
 from kvmd.plan.recall import Recall
 from kvmd.plan.standing import ABSENT, COPIED, FOREIGN, refusal, standing_of
+from kvmd.plan.starts import gate
 
 BACKENDS = {
     "domain": "libvirt",
@@ -54,6 +55,7 @@ class Planner:
         self._recall = Recall()
         self._last: Plan | None = None
         self._missing: frozenset[str] = frozenset()
+        self._gated = False  # a start waits for what its own plan did not read
 
     def plan(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> Plan:
         """Plan every object that could plan differently than last time; keep the rest."""
@@ -62,6 +64,7 @@ class Planner:
         stale = recall.stale(world.tables, world.specs, now)
         if (
             not stale
+            and not self._gated
             and not world.departing
             and self._missing == observed.missing
             and self._last is not None
@@ -78,8 +81,10 @@ class Planner:
         self._missing = observed.missing
         if observed.missing:
             objects = {ref: self._unless_unread(item, world, observed.missing) for ref, item in objects.items()}
-        objects, steps = in_order(objects)
+        starts = gate(objects, world, now)
+        objects, steps, self._gated = starts.objects, starts.steps, starts.waits
         wakes = [item.wake_at for item in objects.values() if item.wake_at is not None and item.wake_at > now]
+        wakes += [starts.wake_at] if starts.wake_at is not None else []
         if verdict.wake_at is not None and verdict.wake_at > now:
             wakes.append(verdict.wake_at)
         self._last = Plan(
@@ -87,6 +92,7 @@ class Planner:
             steps=steps,
             holds=tuple(verdict.holds.values()),
             prune_digest=verdict.digest,
+            held=starts.held,
             wake_at=min(wakes, default=None),
         )
         return self._last

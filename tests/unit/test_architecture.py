@@ -130,6 +130,9 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "Network.ips": {"address": "192.168.122.1/24"},
+    "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
+    "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
+    "VirtualMachine.updatePolicy.window": {"schedule": "0 3 * * sun", "duration": "2h"},
     "Network.ips.dhcp.ranges": {"start": "192.168.122.2", "end": "192.168.122.254"},
     "Network.ips.dhcp.hosts": {"mac": "52:54:00:00:00:01", "ip": "192.168.122.3"},
     "Bridge.uplinks": {"name": "eno1"},
@@ -150,6 +153,7 @@ EXCLUSIVE = {
     "Image.checksumFrom": ("url", "path"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
+    "VirtualMachine.install.from": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume"),
 }
 # What an example needs beside it to make sense.
@@ -197,6 +201,8 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     if name in EXCLUSIVE.get(trail, ()):
         for other in EXCLUSIVE[trail]:
             node.pop(other, None)
+    if trail == "VirtualMachine.updatePolicy.window":
+        spec["updatePolicy"]["restart"] = "Window"
     if trail == "VirtualMachine.cpu.topology":
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}

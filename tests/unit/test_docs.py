@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from kvmd.api.schema import Update
 from kvmd.api.status import CONDITION_TYPES
 from kvmd.kinds import CONTROLLERS
-from kvmd.settings import Settings, Source
+from kvmd.settings import Settings, Source, parse_size
 from kvmd.sources.decode import decode_file
 from kvmd.telemetry import domains
 from kvmd.telemetry.metrics import Metrics
@@ -211,6 +211,8 @@ def test_every_setting_stands_with_its_default() -> None:
         text = table[key]
         if isinstance(default, float) and re.fullmatch(r"[\d.]+(ms|s|m|h)", text):
             assert as_seconds(text) == pytest.approx(default), key
+        elif re.fullmatch(r"\d+Mi", text):
+            assert parse_size(text) == default, key
         elif isinstance(default, tuple):
             assert text == f"[{', '.join(default)}]", key
         elif default is None or isinstance(default, bool):

@@ -8,16 +8,17 @@ from typing import Any
 
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid
-from kvmd.api.quantity import format_quantity
+from kvmd.api.quantity import duration_seconds, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import direct, document, power, snapshots
+from kvmd.kinds.virtual_machine import direct, document, install, power, snapshots
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.describe import describe
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
+from kvmd.kinds.virtual_machine.restart import due, on_reboot, reboots_to_apply
 from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, consoles_of, files_of, possible, refuse_odd_consoles
@@ -25,7 +26,7 @@ from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
 from kvmd.observed import Domain, Key
 from kvmd.plan.difference import Change, differences, is_owned
 from kvmd.plan.look import Look
-from kvmd.plan.model import Applied, Draft
+from kvmd.plan.model import Applied, Boot, Draft, Window
 from kvmd.plan.paths import refuse_outside
 
 KIND = "VirtualMachine"
@@ -50,6 +51,9 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
             found.append(
                 Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
             )
+    if spec.install is not None and spec.install.source.image:
+        found.append(Reference(ref, Ref("Image", spec.install.source.image)))
+    found += [Reference(ref, dependency.target) for dependency in spec.depends_on]
     return tuple(found)
 
 
@@ -71,7 +75,8 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
 
 def files(spec: Spec) -> tuple[str, ...]:
     """Every file that must be there before it starts, and where consoles are written."""
-    return (*files_of(spec), *consoles_of(spec))
+    installer = spec.install.source.path if spec.install else None
+    return tuple(dict.fromkeys((*files_of(spec), *consoles_of(spec), *([installer] if installer else []))))
 
 
 def usable(ref: Ref, look: Look) -> bool:
@@ -86,6 +91,10 @@ def plan(ref: Ref, look: Look) -> Draft:
     assert resource is not None and isinstance(resource.spec, Spec)
     fact = look.fact(look.key(ref))
     domain = fact if isinstance(fact, Domain) else None
+    ledger = power.ledger_of(ref, look)
+    installing = install.stage(resource.spec, domain, ledger)
+    resource = replace(resource, spec=install.with_installer(resource.spec, installing))
+    assert isinstance(resource.spec, Spec)
     refuse_outside(ref, files(resource.spec), look)
     refuse_odd_consoles(ref, resource.spec, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
@@ -110,14 +119,18 @@ def plan(ref: Ref, look: Look) -> Draft:
         and direct.ready(resource.spec, look)
         and all(look.usable(ref) for ref in objects_of(resource.spec))
     )
-    restart = domain is not None and domain.active and startable and _restarts(resource, domain, running, look)
+    wanted_now, at_window = _restarts(resource, domain, running, look)
+    restart = startable and wanted_now and installing != install.STARTED
     busy = snapshots.under_way(ref, look) if domain is not None else ""
     acts = power.decide(resource, domain, restart, uuid, look)
-    live_operations = () if acts.stops else running.operations
+    ends = startable and bool(running.pending), installing == install.STARTED
+    live_operations = () if acts.stops else (*running.operations, *on_reboot(resource, domain, ends, look))
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
-    conditions = (*acts.conditions, *running.conditions, *now.conditions, *origins.conditions, *_fallback(want))
-    wakes = [wake for wake in (acts.wake_at, running.wake_at) if wake is not None]
+    operations = (*install.before_definition(ref, installing, ledger), *operations)
+    told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
+    conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want))
+    wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
     needs = needs_of(resource.spec, operations)
     if busy:
         operations, conditions = (), (*conditions, Condition(RECONCILING, True, "SnapshotUnderWay", busy))
@@ -133,7 +146,9 @@ def plan(ref: Ref, look: Look) -> Draft:
         acts.reason if not changes and not running.changes else "",
         needed_by=needs,
         stopping=acts.stops,
-        asked_elsewhere=_moved(domain, origins.files) or _own_start(domain, operations),
+        asked_elsewhere=_moved(domain, origins.files)
+        or install.is_over(installing, config)
+        or _own_start(resource, domain, operations),
     )
 
 
@@ -141,6 +156,18 @@ def secrets(spec: Spec) -> tuple[str, ...]:
     """What its user data is read from."""
     source = spec.cloud_init.user_data_from if spec.cloud_init else None
     return (source.secret,) if source else ()
+
+
+def boot(spec: Spec) -> Boot:
+    """What its start waits for: memory (all that its balloon may give back), turn and dependencies."""
+    awaits = tuple((dependency.target, dependency.condition) for dependency in spec.depends_on)
+    return Boot(spec.memory.maximum, spec.startup.order, awaits)
+
+
+def window(spec: Spec) -> Window | None:
+    """When it may be restarted."""
+    found = spec.update_policy.window
+    return Window(found.schedule, duration_seconds(found.duration), found.time_zone) if found else None
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -187,10 +214,11 @@ def _refuse_renames(ref: Ref, config: State | None, want: State) -> None:
                 )
 
 
-def _own_start(domain: Domain | None, operations: tuple[ops.Op, ...]) -> bool:
-    """True for a first start, another try of one that failed, and the start after the host's own: nobody's drift."""
+def _own_start(resource: Resource, domain: Domain | None, operations: tuple[ops.Op, ...]) -> bool:
+    """True for a first start, another try, and the start after a reboot of host or guest: nobody's drift."""
     starts = all(isinstance(item, ops.DomainStart | ops.LedgerWrite) for item in operations)
-    return starts and domain is not None and domain.reason in ("", "unknown", "failed", "daemon")
+    own = ["", "unknown", "failed", "daemon", *(["shutdown"] if reboots_to_apply(resource) else [])]
+    return starts and domain is not None and domain.reason in own
 
 
 def _moved(domain: Domain | None, files: tuple[tuple[str, str], ...]) -> bool:
@@ -287,6 +315,8 @@ def _implied(change: Change, spec: Any) -> tuple[str, ...]:
 
 def _is_source(path: str, owned: frozenset[str]) -> bool:
     """A CD-ROM's source is written as ``media``, a disk's may be a ``volume``, a kernel's an ``image``."""
+    if path.startswith(f"disks[{install.TRAY}]"):
+        return is_owned("install", owned)
     if path.startswith(f"disks[{SEED}]"):
         return is_owned("cloudInit", owned)
     device, _, leaf = path.rpartition(".")
@@ -347,18 +377,19 @@ def _model_waits(resource: Resource, domain: Domain) -> bool:
     return (then.get("model") if isinstance(then, Mapping) else None) != spec.cpu.model
 
 
-def _restarts(resource: Resource, domain: Domain, running: LiveChanges, look: Look) -> bool:
-    """True where somebody asked for a restart, or the policy makes one of the changes that wait."""
+def _restarts(
+    resource: Resource, domain: Domain | None, running: LiveChanges, look: Look
+) -> tuple[bool, float | None]:
+    """Whether somebody asked for a restart, or the policy makes one of the changes that wait; when to look again."""
     spec, memory = resource.spec, look.memory(resource.ref)
     assert isinstance(spec, Spec)
-    if snapshots.half_restored(resource.ref, look):
-        return False
+    if domain is None or not domain.active or snapshots.half_restored(resource.ref, look):
+        return False, None
     if memory.restart or power.restart_asked(resource, domain, look):
-        return True
-    if not running.pending or spec.update_policy.restart == "Never":
-        return False
-    automatic = spec.update_policy.restart == "Automatic" and not snapshots.restored(domain)
-    return automatic or memory.approved_hash == resource.spec_hash
+        return True, None
+    if snapshots.restored(domain) and memory.approved_hash != resource.spec_hash:
+        return False, None  # what it went back to would be lost
+    return due(resource, spec.update_policy, running, power.ledger_of(resource.ref, look).restarting, look)
 
 
 def _fallback(want: Wanted) -> tuple[Condition, ...]:

@@ -15,6 +15,9 @@ from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.spec import BootFile, Spec
 from kvmd.plan.look import Look
 
+# What is noted of a start waits with it.
+_STARTS = frozenset({("once", "started"), ("install", "started")})
+
 
 @dataclass(frozen=True, slots=True)
 class Origins:
@@ -77,7 +80,7 @@ def needs_of(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[tuple[Ref, ...
     def needs(operation: ops.Op) -> tuple[Ref, ...]:
         if isinstance(operation, ops.DomainStart):
             return everything
-        if isinstance(operation, ops.LedgerWrite) and operation.entry == "once" and starts:
+        if isinstance(operation, ops.LedgerWrite) and (operation.entry, operation.value) in _STARTS and starts:
             return everything
         if isinstance(operation, ops.DomainAttach | ops.DomainUpdateDevice):
             target = by_alias.get(operation.alias)

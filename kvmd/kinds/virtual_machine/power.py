@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmd import ops
 from kvmd.api.resource import ANNOTATION_RESTARTED_AT, Ref, Resource
 from kvmd.api.status import DEGRADED, STALLED, Condition
+from kvmd.kinds.virtual_machine import install
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain, Key, Ledger
 from kvmd.plan.look import Look
@@ -40,18 +41,26 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     notes = _notes(ref, spec, domain, ledger)
     if active and ledger.restarting and not restart:
         notes = (*notes, ops.LedgerWrite(str(ref), "restarting", ""))  # nobody wants it any more
+    at = install.stage(spec, domain, ledger)
+    if over := install.ended(ref, at, domain):
+        return Power((*notes, *over), (), False, "its installer has ended")
     wish, why = _wish(ref, spec, domain, ledger, look)
     if active and (restart or wish == OFF):
         power = stop(ref, spec, domain, look, "a restart was asked for" if restart else why, restart)
         if restart and power.operations and not ledger.restarting:
             notes = (*notes, ops.LedgerWrite(str(ref), "restarting", "true"))  # a new process must start it again
+        notes = (*notes, *install.before_stop(ref, at))
         return Power((*notes, *power.operations), power.conditions, False, power.reason, power.wake_at, True)
     if active:
         assert domain is not None
-        return _running(name, domain, wish, notes)
+        running, installs = _running(name, domain, wish, notes), install.running(at)
+        return replace(running, conditions=(*running.conditions, *installs), settled=running.settled and not installs)
     if wish == RUN or (wish == LEAVE and (ledger.restarting or look.memory(ref).restart)):
-        started = _before_start(ref, spec, ledger)
-        return Power((*notes, *started, ops.DomainStart(name, uuid)), (), False, why)
+        question = install.asks(ref, at, domain, look.memory(ref).power == "start")
+        if question is not None:
+            return Power(notes, (question,), False)
+        started = (*_before_start(ref, spec, ledger), *install.before_start(ref, at))
+        return Power((*notes, *started, ops.DomainStart(name, uuid, spec.startup.delay_seconds)), (), False, why)
     if wish == "ask":
         text = f"it was started once and its end was not seen; to run it again type: kvmd start {ref.name}"
         return Power(notes, (Condition(STALLED, True, "OnceNotDone", text),), False)

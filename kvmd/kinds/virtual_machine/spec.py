@@ -12,7 +12,10 @@ from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.restart import UpdatePolicy
+from kvmd.kinds.virtual_machine.startup import Dependency, Startup
 
 
 def _distinct(names: Iterable[str], what: str) -> None:
@@ -180,17 +183,6 @@ class Shutdown(SpecModel):
     force_after_timeout: Boolean = leaf(True, about="Whether the plug is pulled then.", example=True)
 
 
-class UpdatePolicy(SpecModel):
-    """What happens with changes that need a restart."""
-
-    restart: Literal["Never", "Manual", "Automatic"] = leaf(
-        "Manual",
-        about="Never: they wait for the guest's next start. Manual: the same, or `kvmd approve`. Automatic: the "
-        "guest is shut down and started at once.",
-        example="Manual",
-    )
-
-
 class Spec(SpecModel):
     """A virtual machine."""
 
@@ -220,11 +212,14 @@ class Spec(SpecModel):
     cpu: Cpu = branch(factory=Cpu, about="Virtual CPUs.")
     memory: GuestMemory = branch(about="Memory of the guest.")
     kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
+    install: Install | None = branch(None, about="What a new guest boots once, before its disk.")
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
     devices: Devices = branch(factory=Devices, about="Other devices.")
     shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
+    startup: Startup = branch(factory=Startup, about="Its place in the order of starts.")
+    depends_on: tuple[Dependency, ...] = branch((), about="What must be so before it starts.")
     update_policy: UpdatePolicy = branch(factory=UpdatePolicy, about="What happens with changes that need a restart.")
     drift_policy: Literal["Correct", "Report", "Ignore"] = leaf(
         "Correct", about="What happens when others change it: put it right, say so, or nothing.", example="Correct"
@@ -238,8 +233,16 @@ class Spec(SpecModel):
     @model_validator(mode="after")
     def _agree(self) -> Spec:
         _distinct((disk.name for disk in self.disks), "disks")
+        if self.update_policy.on_guest_reboot == "Apply" and self.run_strategy != "Always":
+            raise ValueError("onGuestReboot: Apply needs runStrategy Always, or a reboot would leave the guest off")
         if self.cloud_init is not None and any(disk.name == SEED for disk in self.disks):
             raise ValueError(f"the disk '{SEED}' is that of cloudInit; give yours another name")
+        if self.install is not None and any(disk.name == TRAY for disk in self.disks):
+            raise ValueError(f"the disk '{TRAY}' is that of install; give yours another name")
+        if self.install is not None and self.run_strategy not in ("Always", "Manual", "Halted"):
+            raise ValueError(
+                f"with runStrategy {self.run_strategy} it would be left off after its install; write Always or Manual"
+            )
         _distinct((interface.name for interface in self.interfaces), "interfaces")
         orders = [order for item in self.disks if (order := item.boot_order) is not None]
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
