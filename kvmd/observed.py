@@ -173,6 +173,15 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """What was found out about something on a server: whether QEMU can read it there, and why (not)."""
+
+    url: str
+    direct: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Holders:
     """Who stands on one file: names of domains (definition or running self), and paths of overlays."""
 
@@ -247,7 +256,22 @@ class Host:
         return dict(self.machines).get(machine, machine)
 
 
-Fact = Link | Domain | Network | Pool | Volume | Image | Holders | Transfer | Secret | File | Ports | Ledger | Host
+Fact = (
+    Link
+    | Domain
+    | Network
+    | Pool
+    | Volume
+    | Image
+    | Holders
+    | Transfer
+    | Secret
+    | Server
+    | File
+    | Ports
+    | Ledger
+    | Host
+)
 Marked = Link | Domain | Network | Pool | Volume | Image  # what can carry a mark
 
 
