@@ -213,6 +213,15 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """What was found out about something on a server: whether QEMU can read it there, and why (not)."""
+
+    url: str
+    direct: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Holders:
     """Who stands on one file: names of domains (definition or running self), and paths of overlays."""
 
@@ -291,7 +300,7 @@ class Host:
 
 
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
-Fact = Marked | Holders | Transfer | Secret | File | Ports | Ledger | Host
+Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | Ledger | Host
 
 
 @dataclass(frozen=True, slots=True)

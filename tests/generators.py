@@ -265,6 +265,9 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 {"media": None},
                 {"media": {"path": path}},
                 {"media": {"path": "/dev/sr0"}},
+                {"media": {"url": f"https://a.example/{name}.iso"}},
+                {"media": {"url": f"http://a.example/plain/{name}.iso"}},
+                {"media": {"url": "nfs://a.example/srv/a.iso"}},
             )
             disk |= {"device": "cdrom"} | chance.choice(trays)
             disk |= chance.fields(bus=("sata", "scsi", "usb") if disk.get("media") else ("sata", "scsi"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 
 from kvmd import ops
-from kvmd.observed import Domain, Fact, File, Holders, Image, Key, Pool, Volume
+from kvmd.observed import Domain, Fact, File, Holders, Image, Key, Pool, Server, Volume
 
 IMAGE_BYTES = 2 << 30
 _inodes = itertools.count(100)
@@ -26,6 +26,9 @@ def execute(facts: MutableMapping[Key, Fact], operation: ops.StorageOp) -> None:
             path = f"/var/lib/kvmd/images/{name}"
             facts[Key("image", name)] = Image(name, name, path, format, 1 << 29, IMAGE_BYTES, "sha256:0", mark)
             _supersede(facts, operation)
+        case ops.ServerAsk(url=url, other=other):
+            direct = not other or "/plain/" not in url
+            facts[Key("server", url)] = Server(url, direct, "QEMU and the server can" if direct else "no byte ranges")
         case ops.ImageMark(name=name, mark=mark):
             image = facts[Key("image", name)]
             assert isinstance(image, Image)
@@ -117,7 +120,7 @@ def _supersede(facts: MutableMapping[Key, Fact], operation: ops.ImageFetch) -> N
     for key, image in list(facts.items()):
         if not isinstance(image, Image) or image.mark is None or image.name == operation.name:
             continue
-        if image.mark.ref == operation.mark.ref:
+        if operation.mark is not None and image.mark.ref == operation.mark.ref:
             facts[key] = replace(image, mark=replace(image.mark, generation=0))
 
 

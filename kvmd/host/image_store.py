@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from kvmd.observed import Fact, Image, Key
 
 SIDE = ".json"
 PARTS = ".parts"
+MEDIA = "media-"
 
 
 class ImageStore:
@@ -94,6 +96,16 @@ class ImageStore:
         """Images that may go as soon as nothing stands on them."""
         facts = self.facts().values()
         return [f for f in facts if isinstance(f, Image) and f.mark is not None and "superseded" in f.mark.resolved]
+
+    def idle_media(self, seconds: float) -> list[Image]:
+        """What was fetched for drives of guests, and has been here for long; it may go if no guest has it."""
+        found = []
+        for image in self.facts().values():
+            if isinstance(image, Image) and image.name.startswith(MEDIA) and image.mark is None:
+                with contextlib.suppress(OSError):
+                    if time.time() - os.stat(image.path + SIDE).st_mtime > seconds:
+                        found.append(image)
+        return found
 
     def with_digest(self, checksum: str) -> Image | None:
         """An image with that very content, or None."""

@@ -31,6 +31,7 @@ from kvmd.host.libvirt_storage import (
 )
 from kvmd.host.qemu_img import qemu_img
 from kvmd.host.seeds import Seeds
+from kvmd.host.servers import ask
 from kvmd.host.storage_facts import StorageFacts, volume_id
 from kvmd.host.transfer import bring
 from kvmd.observed import File, Image
@@ -39,6 +40,7 @@ TRASH = ".kvmd-trash"
 MOST_TRANSFERS = 3
 DAY_SECONDS = 86400.0
 TRASH_SECONDS = 7 * DAY_SECONDS
+MEDIA_SECONDS = DAY_SECONDS
 
 
 class Storage:
@@ -47,6 +49,11 @@ class Storage:
     def __init__(self, images: ImageStore, seeds: Seeds, facts: StorageFacts) -> None:
         self.images, self.seeds, self.facts = images, seeds, facts
         self.transfers = threading.BoundedSemaphore(MOST_TRANSFERS)
+        self._locks = tuple(threading.Lock() for _ in range(4 * MOST_TRANSFERS))
+
+    def alone_with(self, name: str) -> threading.Lock:
+        """Two guests may want one medium: it comes once."""
+        return self._locks[hash(name) % len(self._locks)]
 
 
 class StorageActs:
@@ -74,6 +81,8 @@ class StorageActs:
                 self._match_pool(operation)
             case ops.ImageFetch():
                 self._transfer(operation, self._fetch)
+            case ops.ServerAsk():
+                self._storage.facts.learned(ask(operation))
             case ops.ImageMark(name=name, mark=mark):
                 image = self._storage.images.read(name)
                 if image is not None:
@@ -123,6 +132,11 @@ class StorageActs:
     # ---------------------------------------------------------------------------------------------- images
 
     def _fetch(self, operation: ops.ImageFetch) -> None:
+        with self._storage.alone_with(operation.name):
+            if operation.mark is not None or self._storage.images.read(operation.name) is None:
+                self._fetch_alone(operation)
+
+    def _fetch_alone(self, operation: ops.ImageFetch) -> None:
         images = self._storage.images
         part, path = images.part(operation.name), images.path(operation.name)
         twin = images.with_digest(operation.checksum) if operation.checksum else None
@@ -139,15 +153,16 @@ class StorageActs:
                 operation.name, operation.name, path, operation.format, size, header.capacity, digest, operation.mark
             )
         )
-        images.supersede(operation.mark)
+        if operation.mark is not None:
+            images.supersede(operation.mark)
         self._sweep(operation)
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         return lambda done, total: self._storage.facts.progress(name, done, total)
 
     def _sweep(self, operation: ops.StorageOp) -> None:
-        """Remove images that no spec asks for any more, as soon as nothing stands on them."""
-        for image in self._storage.images.superseded():
+        """Remove images that no spec asks for any more, and media long unused, as soon as nothing stands on them."""
+        for image in (*self._storage.images.superseded(), *self._storage.images.idle_media(MEDIA_SECONDS)):
             with contextlib.suppress(Blocked):
                 self._refuse_in_use(operation, image.path, f"image {image.name}")
                 self._storage.images.remove(image)

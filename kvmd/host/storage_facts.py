@@ -16,9 +16,10 @@ from kvmd.host.attributes import mark_on
 from kvmd.host.disk_header import read_header
 from kvmd.host.image_store import ImageStore
 from kvmd.host.seeds import Seeds, read_secret
-from kvmd.observed import Fact, Holders, Image, Key, Pool, Transfer, Volume
+from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Transfer, Volume
 
 TELL_EVERY_SECONDS = 0.5
+MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
 
 
@@ -34,6 +35,7 @@ class StorageFacts:
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
         self._transfers: dict[str, Transfer] = {}
+        self._servers: dict[Key, Server] = {}
         self._told = 0.0
         self.facts: Mapping[Key, Fact] = {}
 
@@ -51,6 +53,13 @@ class StorageFacts:
             self._told = time.monotonic()
         self._wake()
 
+    def learned(self, server: Server) -> None:
+        """Something was found out about a server; remembered as long as this process lives."""
+        with self._lock:
+            if len(self._servers) >= MOST_SERVERS:
+                self._servers.pop(next(iter(self._servers)))
+            self._servers[Key("server", server.url)] = server
+
     def ended(self, name: str) -> None:
         """A transfer has ended, well or not."""
         with self._lock:
@@ -67,12 +76,12 @@ class StorageFacts:
         pools = tuple(fact for fact in libvirt.values() if isinstance(fact, Pool) and fact.type == "dir")
         with self._lock:
             stale, self._stale = self._stale, False
-            transfers = dict(self._transfers)
+            transfers, servers = dict(self._transfers), dict(self._servers)
         if stale or pools != self._pools or time.monotonic() - self._listed_at > self._relist:
             self._list(pools)
         else:
             self._look_at_marked()
-        found: dict[Key, Fact] = dict(self._store)
+        found: dict[Key, Fact] = {**self._store, **servers}
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
         found.update({Key("transfer", name): transfer for name, transfer in transfers.items()})
         found.update(self._look_at_holders(users))

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvmd import ops
 from kvmd.errors import Refused, Retry
+from kvmd.host import fetchers
 
 CHUNK_BYTES = 1 << 20
 LIST_BYTES = 8 << 20
@@ -30,8 +31,10 @@ def bring(operation: ops.ImageFetch, part: str, progress: Progress) -> str:
     """Bring the file to *part* and check it; ``sha256:`` of what came. Raises Retry or Refused."""
     wanted = operation.checksum or _listed_checksum(operation)
     try:
-        if operation.url:
+        if operation.url.startswith(("http:", "https:")):
             _download(operation.url, part, progress)
+        elif operation.url:
+            fetchers.fetch(operation.url, part, progress)
         else:
             _copy(operation.path, part, progress)
         found = digests(part, wanted)
@@ -101,7 +104,7 @@ def _download(url: str, part: str, progress: Progress) -> None:
     """Ask for what is missing, if the server still has the same file; else for all of it."""
     have, validator = _so_far(part)
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
-    with _get(url, headers) as answer:
+    with request("GET", url, headers) as answer:
         if answer.status == 416:  # the part is as long as the file, or longer: begin again
             _forget(part)
             raise Retry(f"{url}: the server no longer has what came in part", hint="it is fetched anew")
@@ -146,8 +149,8 @@ def _room_for(needed: int, part: str) -> None:
 
 
 @contextlib.contextmanager
-def _get(url: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The answer to a GET, unread; raises Retry for what may pass by itself."""
+def request(method: str, url: str, headers: dict[str, str]) -> Iterator[Any]:
+    """The answer to a request, unread; raises Retry for what may pass by itself."""
     import urllib3
 
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
@@ -156,7 +159,7 @@ def _get(url: str, headers: dict[str, str]) -> Iterator[Any]:
     with pool:
         try:
             answer = pool.request(
-                "GET", url, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
+                method, url, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
             )
         except urllib3.exceptions.HTTPError as error:
             raise Retry(f"{url}: {_reason(error)}", hint=f"try: curl -I {url}") from error
@@ -189,7 +192,7 @@ def _reason(error: Exception) -> str:
 def _listed_checksum(operation: ops.ImageFetch) -> str:
     """The image's line in a list of checksums; "" where there is no list."""
     if operation.checksum_url:
-        with _get(operation.checksum_url, {}) as answer:
+        with request("GET", operation.checksum_url, {}) as answer:
             data: bytes = answer.read(LIST_BYTES)
     elif operation.checksum_path:
         try:

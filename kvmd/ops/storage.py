@@ -75,7 +75,7 @@ class ImageFetch(StorageOp):
     """Bring an image into the store: download or copy it, check it, and only then give it its name."""
 
     format: str
-    mark: Mark = field(repr=False)
+    mark: Mark | None = field(repr=False)  # None: no object of its own, the medium of a guest
     url: str = ""
     path: str = ""
     checksum: str = ""  # sha256:… or sha512:…
@@ -88,6 +88,19 @@ class ImageFetch(StorageOp):
         verb = "download" if self.url else "copy"
         checked = " and check it" if self.checksum or self.checksum_url or self.checksum_path else ""
         return f"{verb} {self.url or self.path}{checked}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAsk(StorageOp):
+    """Ask QEMU and a server whether QEMU can read there; fails where it cannot and there is no *other* way."""
+
+    url: str
+    driver: str
+    other: bool  # it may be fetched instead
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"ask whether QEMU can read {self.url}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ EXCLUSIVE = {
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
-    "VirtualMachine.disks.media": ("path", "image", "volume"),
+    "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
 # What an example needs beside it to make sense.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -162,6 +162,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
     "Bridge.spec.addresses.static": {"from": "Static"},
+    "VirtualMachine.spec.disks.image": {"readOnly": True},
+    "VirtualMachine.spec.disks.url": {"format": "raw"},
+    "VirtualMachine.spec.disks.access": {"format": "raw", "url": "nbd://a.example"},
+    "VirtualMachine.spec.disks.media.access": {"url": "https://a.example/b.iso"},
 }
 
 
@@ -195,7 +199,7 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk.pop("format", None)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
-    if trail == "VirtualMachine.disks" and name == "volume":
+    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
         node.clear()
         node["name"] = "root"
     if name in EXCLUSIVE.get(trail, ()):

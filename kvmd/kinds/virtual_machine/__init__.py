@@ -61,6 +61,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     """Its name, its writable disks, its TAPs, MACs, reserved addresses and ports on the host."""
     found = [Claim("domain", host_key(ref, spec).name)]
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
+    found += [Claim("disk", disk.url) for disk in spec.disks if disk.url and not disk.read_only]
     found += [Claim("disk", f"Volume/{disk.volume}") for disk in spec.disks if disk.volume and not disk.read_only]
     found += [Claim("disk", serial.file) for serial in spec.serials if serial.file]  # a start truncates it
     for nic in spec.interfaces:
@@ -107,7 +108,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     known = known_devices(resource, origins.spec, look)
     config = read(root, known) if root is not None else None
     want = wanted(resource, origins.spec, domain, config, look)
-    want = replace(want, resolved=dict(want.resolved) | dict(origins.files))
+    want = replace(want, resolved=dict(want.resolved) | dict(origins.files) | dict(origins.drives.resolved))
     _refuse_renames(ref, config, want.state)
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
@@ -115,7 +116,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = (
         not absent
-        and not origins.unknown
+        and origins.startable
         and direct.ready(resource.spec, look)
         and all(look.usable(ref) for ref in objects_of(resource.spec))
     )
@@ -125,9 +126,13 @@ def plan(ref: Ref, look: Look) -> Draft:
     acts = power.decide(resource, domain, restart, uuid, look)
     ends = startable and bool(running.pending), installing == install.STARTED
     live_operations = () if acts.stops else (*running.operations, *on_reboot(resource, domain, ends, look))
-    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, bool(origins.unknown))
+    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, not origins.startable)
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
-    operations = (*install.before_definition(ref, installing, ledger), *operations)
+    operations = (*operations, *origins.drives.operations)  # last: what they wait for holds up nothing else
+    if config is None and origins.drives.operations:
+        operations = origins.drives.operations  # the guest counts its disks in one go: vda, vdb, ...
+    else:
+        operations = (*install.before_definition(ref, installing, ledger), *operations)
     told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
     conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want))
     wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
@@ -140,13 +145,14 @@ def plan(ref: Ref, look: Look) -> Draft:
         running.pending,
         conditions,
         tuple(dict.fromkeys(ref for each in needs for ref in each)),
-        status_of(resource, domain, live, want.state, known, look),
+        {**status_of(resource, domain, live, want.state, known, look), **origins.drives.status},
         min(wakes, default=None),
         acts.settled and running.wake_at is None and now.all and not busy,
         acts.reason if not changes and not running.changes else "",
         needed_by=needs,
         stopping=acts.stops,
         asked_elsewhere=_moved(domain, origins.files)
+        or origins.drives.asked(domain, operations)
         or install.is_over(installing, config)
         or _own_start(resource, domain, operations),
     )
@@ -322,7 +328,9 @@ def _is_source(path: str, owned: frozenset[str]) -> bool:
     device, _, leaf = path.rpartition(".")
     if path.startswith("kernelBoot."):
         return leaf == "path" and is_owned(device, owned)
-    words = {"path": ("media", "volume", "path"), "format": ("media", "volume")}.get(leaf, ())
+    words = {"path": ("media", "volume", "image", "url", "path"), "format": ("media", "volume", "image")}.get(
+        leaf, ()
+    )
     return path.startswith("disks[") and any(is_owned(f"{device}.{word}", owned) for word in words)
 
 

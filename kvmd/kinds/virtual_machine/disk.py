@@ -9,6 +9,9 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, HostPath, Integer, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.remote import Url, refuse_access
+
+Access = Literal["Auto", "Direct", "Cached"]
 
 
 class Media(SpecModel):
@@ -17,12 +20,33 @@ class Media(SpecModel):
     path: HostPath | None = leaf(None, about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
     image: str | None = leaf(None, about="An Image.", example="debian-netinst")
     volume: str | None = leaf(None, about="A Volume.", example="tools")
+    url: Url | None = leaf(
+        None,
+        about="ISO file on a server: http, https, ftp, ftps, tftp, ssh, nfs, nbd, iscsi or rbd.",
+        example="https://mirror.example/debian.iso",
+    )
+    access: Access = leaf(
+        "Auto",
+        about="Direct: QEMU reads from the server. Cached: kvmd fetches it first. Auto: Direct where this QEMU and "
+        "the server can.",
+        example="Auto",
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Media:
-        if sum(item is not None for item in (self.path, self.image, self.volume)) != 1:
-            raise ValueError("write exactly one of `path`, `image` and `volume`; an empty tray is `media: null`")
+        if sum(item is not None for item in (self.path, self.image, self.volume, self.url)) != 1:
+            raise ValueError(
+                "write exactly one of `path`, `image`, `volume` and `url`; an empty tray is `media: null`"
+            )
+        _agree_on_access(self.url, self.access, True)
         return self
+
+
+def _agree_on_access(url: str | None, access: Access, read_only: bool) -> None:
+    if url is not None:
+        refuse_access(url, access, read_only)
+    elif access != "Auto":
+        raise ValueError("only what has a `url` has `access`")
 
 
 class Disk(SpecModel):
@@ -44,9 +68,29 @@ class Disk(SpecModel):
         example="web-root",
         unless="NextBoot for the volume under a disk that is plugged in",
     )
+    image: str | None = leaf(
+        None,
+        about="Image, for a disk that is only read.",
+        example="golden",
+        unless="NextBoot for the image under a disk that is plugged in",
+    )
+    url: Url | None = leaf(
+        None,
+        about="Where a server has it, for a disk: nbd, iscsi, rbd, nfs; for one that is only read http, https, ftp, "
+        "ftps, tftp and ssh too.",
+        example="iscsi://san.example/iqn.2026-01.example:disk/1",
+        unless="NextBoot for the source of a disk that is plugged in",
+    )
+    access: Access = leaf(
+        "Auto",
+        about="Of a url. Direct: QEMU reads from the server. Cached: kvmd fetches it first. Auto: Direct where this "
+        "QEMU and the server can.",
+        example="Auto",
+        unless="NextBoot for a disk that is plugged in",
+    )
     format: Literal["raw", "qcow2"] | None = leaf(
         None,
-        about="Format of the file at `path`; never guessed. A volume has its own.",
+        about="Format of the file at `path` or `url`; never guessed. A volume has its own.",
         example="qcow2",
         update=Update.NEXT_BOOT,
     )
@@ -90,26 +134,38 @@ class Disk(SpecModel):
         """The bus with its default."""
         return self.bus or ("sata" if self.device == "cdrom" else "virtio")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The words for a source that are written; a disk has one."""
+        return tuple(word for word in ("path", "volume", "image", "url") if getattr(self, word) is not None)
+
     @model_validator(mode="after")
     def _agree(self) -> Disk:
         if self.device == "cdrom":
-            if self.path is not None or self.volume is not None:
-                raise ValueError("a CD-ROM takes `media: {path: …}` or `media: {volume: …}`, not a disk's source")
-            if self.effective_bus == "virtio":
-                raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
-            if self.effective_bus == "usb" and self.media is None:
-                raise ValueError("a CD-ROM on usb cannot be empty, libvirt refuses it; write `media`, or use sata")
+            self._agree_as_tray()
             return self
         if self.media is not None:
             raise ValueError("only a CD-ROM has media; write `device: cdrom`, or `path` or `volume` for a disk")
-        if (self.path is None) == (self.volume is None):
-            raise ValueError("a disk needs exactly one source; write `path` or `volume`")
-        if self.volume is not None and self.format is not None:
-            raise ValueError("a volume has its own format; take `format` out")
-        if self.path is not None and self.format is None:
-            raise ValueError("a disk by path needs `format: raw` or `format: qcow2`; it is never guessed")
+        if len(self.sources) != 1:
+            raise ValueError("a disk needs exactly one source; write `path`, `volume`, `image` or `url`")
+        if (self.volume or self.image) and self.format is not None:
+            raise ValueError(f"a {'volume' if self.volume else 'image'} has its own format; take `format` out")
+        if (self.path or self.url) and self.format is None:
+            word = "path" if self.path else "url"
+            raise ValueError(f"a disk by {word} needs `format: raw` or `format: qcow2`; it is never guessed")
+        if self.image and not self.read_only:
+            raise ValueError("an image never changes; write `readOnly: true`, or a Volume `from: {image: …}`")
+        _agree_on_access(self.url, self.access, self.read_only)
         if self.io == "native" and self.cache not in ("none", "directsync"):
             raise ValueError("io native needs `cache: none` or `cache: directsync`; QEMU refuses it with any other")
         if self.read_only and self.effective_bus in ("ide", "sata"):
             raise ValueError(f"QEMU has no read-only disks on {self.effective_bus}; use bus virtio or scsi")
         return self
+
+    def _agree_as_tray(self) -> None:
+        if self.sources or self.access != "Auto":
+            raise ValueError("a CD-ROM takes `media: {path: …}` or `media: {volume: …}`, not a disk's source")
+        if self.effective_bus == "virtio":
+            raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
+        if self.effective_bus == "usb" and self.media is None:
+            raise ValueError("a CD-ROM on usb cannot be empty, libvirt refuses it; write `media`, or use sata")

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvmd import xmlmap
 from kvmd.api.quantity import MEBIBYTE
+from kvmd.kinds.virtual_machine import remote
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
@@ -23,14 +24,20 @@ HOT_PLUG_BUSES = frozenset({"virtio", "scsi", "usb"})
 
 
 def _source_get(root: Element) -> str | None:
+    if root.get("type") == "network":
+        return remote.source_get(root)
     source = root.find("source")
     return None if source is None else source.get("file") or source.get("dev")
 
 
 def _source_put(root: Element, path: str | None) -> None:
-    """A path under /dev is a block device; an empty tray keeps its type and has no source."""
+    """A path under /dev is a block device; an empty tray has no source, and no server."""
     xmlmap.cut(root, "source")
     if path is None:
+        root.set("type", "file" if root.get("type") == "network" else root.get("type", "file"))
+        return
+    if remote.is_url(path):
+        remote.source_put(root, path)
         return
     block = path.startswith("/dev/")
     root.set("type", "block" if block else "file")

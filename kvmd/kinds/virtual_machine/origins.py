@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kvmd import ops
 from kvmd.api.resource import Ref
@@ -11,6 +11,7 @@ from kvmd.api.status import BLOCKED, Condition
 from kvmd.kinds.virtual_machine.cloud_init import SEED, seed_of
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
+from kvmd.kinds.virtual_machine.drives import Drives, drives_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.spec import BootFile, Spec
 from kvmd.plan.look import Look
@@ -27,6 +28,12 @@ class Origins:
     unknown: tuple[Ref, ...] = ()
     files: tuple[tuple[str, str], ...] = ()  # which file each object is: what the mark remembers
     operations: tuple[ops.Op, ...] = ()  # that make the seed of cloud-init
+    drives: Drives = field(default_factory=Drives)  # what comes from servers
+
+    @property
+    def startable(self) -> bool:
+        """False while something that it stands on is not known."""
+        return not self.unknown and not self.drives.operations
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -40,9 +47,11 @@ class Origins:
 
 
 def stands_on(disk: Disk) -> Ref | None:
-    """The object behind a disk or in a tray; None for a plain path."""
+    """The object behind a disk or in a tray; None for a plain path and for a URL."""
     if disk.volume:
         return Ref("Volume", disk.volume)
+    if disk.image:
+        return Ref("Image", disk.image)
     media = disk.media
     if media is None:
         return None
@@ -92,7 +101,8 @@ def needs_of(spec: Spec, operations: tuple[ops.Op, ...]) -> tuple[tuple[Ref, ...
 
 def prepare(ref: Ref, spec: Spec, uuid: str, config: State | None, look: Look) -> Origins:
     """Resolve every object, and put the seed of cloud-init into a CD-ROM of its own."""
-    origins = _resolve(spec, config, look)
+    drives = drives_of(ref, spec, config, look)
+    origins = replace(_resolve(drives.spec, config, look), drives=drives)
     if spec.cloud_init is None:
         return origins
     present = next((disk.source for disk in config.disks if disk.name == SEED), None) if config else None
@@ -136,7 +146,7 @@ def _with_file(disk: Disk, path: str | None, format: str) -> Disk:
     if disk.media is not None:
         media = disk.media.model_copy(update={"path": path, "volume": None, "image": None})
         return disk.model_copy(update={"media": media if path else None, "format": format})
-    return disk.model_copy(update={"path": path, "volume": None, "format": format})
+    return disk.model_copy(update={"path": path, "volume": None, "image": None, "format": format})
 
 
 def _boot_files(

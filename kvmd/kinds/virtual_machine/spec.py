@@ -249,6 +249,7 @@ class Spec(SpecModel):
         if len(orders) != len(set(orders)):
             raise ValueError("two devices have the same bootOrder")
         _once((disk.path for disk in self.disks), "the disk file")
+        _once((disk.url for disk in self.disks if not disk.read_only), "the disk")
         named = {path for disk in self.disks for path in (disk.path, disk.media and disk.media.path) if path}
         if self.kernel_boot is not None:
             files = (self.kernel_boot.kernel, self.kernel_boot.initrd)

@@ -1,0 +1,106 @@
+"""Fetching over ftp, ftps, tftp and ssh; each from its beginning, and whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ftplib
+import os
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from kvmd.errors import Retry, Unsupported
+from kvmd.host import tftp
+
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
+SSH_SECONDS = 24 * 3600
+CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[int, int], None]
+
+
+class _ImplicitTls(ftplib.FTP_TLS):
+    """ftps: TLS from the first byte, as curl means it; the standard library begins in the clear."""
+
+    def connect(self, host: str = "", port: int = 0, *_words: object, **_names: object) -> str:
+        welcome = ""
+        try:
+            plain = socket.create_connection((host, port), CONNECT_SECONDS)
+            self.host, self.port, self.af = host, port, plain.family
+            self.sock = self.context.wrap_socket(plain, server_hostname=host)
+            self.file = self.sock.makefile("r", encoding=self.encoding)
+            welcome = self.welcome = self.getresp()
+        except ssl.SSLError as error:
+            raise OSError(f"TLS: {error.reason or error}") from error
+        return welcome
+
+
+@contextlib.contextmanager
+def ftp(url: str) -> Iterator[ftplib.FTP]:
+    """A connection to a server of ftp or ftps, anonymous and in binary. Raises OSError or ftplib.Error."""
+    parts = urlsplit(url)
+    made = _ImplicitTls(context=ssl.create_default_context()) if parts.scheme == "ftps" else ftplib.FTP()
+    made.timeout = READ_SECONDS
+    with made:
+        made.connect(parts.hostname or "", parts.port or (990 if parts.scheme == "ftps" else 21))
+        made.login()
+        if isinstance(made, ftplib.FTP_TLS):
+            made.prot_p()
+        made.voidcmd("TYPE I")
+        yield made
+
+
+def fetch(url: str, part: str, progress: Progress) -> None:
+    """Fetch to *part*. Raises Retry or Unsupported."""
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    try:
+        if parts.scheme == "ssh":
+            _ssh(parts, path, part)
+            return
+        with open(part, "wb") as target:
+            if parts.scheme == "tftp":
+                tftp.fetch(parts.hostname or "", parts.port or 69, path.removeprefix("/"), target, progress)
+            else:
+                with ftp(url) as server:
+                    total, done = server.size(path) or 0, 0
+
+                    def take(data: bytes) -> None:
+                        nonlocal done
+                        target.write(data)
+                        done += len(data)
+                        progress(done, total)
+
+                    server.retrbinary(f"RETR {path}", take, CHUNK_BYTES)
+                if total and done != total:
+                    raise OSError(f"the connection ended at {done} of {total} bytes")
+            target.flush()
+            os.fsync(target.fileno())
+    except (ftplib.Error, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.filename == part:
+            raise
+        raise Retry(f"{url}: {_said(error)}", hint=f"try: curl -o /dev/null {url}") from error
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _ssh(parts: SplitResult, path: str, part: str) -> None:
+    """By scp, as the system and root's own ~/.ssh have it: keys and known hosts are theirs, and nobody is asked."""
+    user = f"{parts.username}@" if parts.username else ""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    words = ("-q", "-B", "-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS:g}")
+    command = ["scp", *words, "-P", str(parts.port or 22), "--", f"{user}{host}:{path}", part]
+    url = parts.geturl()
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SSH_SECONDS)
+    except FileNotFoundError as error:
+        raise Unsupported(f"{url}: scp is not installed", hint="apt-get install openssh-client") from error
+    except subprocess.TimeoutExpired as error:
+        raise Retry(f"{url}: not within a day") from error
+    if done.returncode:
+        said = " ".join(done.stderr.split())[:300]
+        raise Retry(f"{url}: {said or f'scp ended with {done.returncode}'}", hint=f"try as root: {' '.join(command)}")

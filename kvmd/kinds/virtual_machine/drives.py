@@ -1,0 +1,142 @@
+"""Drives on servers: which way each is reached, what must be asked or fetched first, and what status says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvmd import ops
+from kvmd.api.resource import Ref, hash_of
+from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.domain import State
+from kvmd.kinds.virtual_machine.remote import FETCHED, choose, parse
+from kvmd.kinds.virtual_machine.spec import Spec
+from kvmd.observed import Domain, Image, Key, Server, Transfer
+from kvmd.plan.look import Look
+
+
+@dataclass(frozen=True, slots=True)
+class Drives:
+    """The spec with every URL in the place of a file, or the file that was fetched from there."""
+
+    spec: Any = None
+    operations: tuple[ops.Op, ...] = ()  # that ask or fetch; until then the guest cannot start
+    resolved: Mapping[str, str] = field(default_factory=dict)  # what was chosen: the mark remembers it
+    shown: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """The part of the status that says how each is reached; nothing where there are none."""
+        return {"drives": list(self.shown)} if self.shown else {}
+
+    def asked(self, domain: Domain | None, operations: tuple[ops.Op, ...]) -> bool:
+        """True where what is done follows from a choice that the definition does not know yet: nobody's drift."""
+        if operations and all(isinstance(item, ops.ServerAsk | ops.ImageFetch) for item in operations):
+            return True
+        then = domain.mark.resolved if domain is not None and domain.mark is not None else {}
+        return any(then.get(name) != value for name, value in self.resolved.items())
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """What a disk or its medium says of a server."""
+
+    url: str
+    access: str
+    read_only: bool
+    format: str
+
+    @property
+    def word(self) -> str:
+        """What a choice was made for; another word is another choice."""
+        return f"{self.access} {self.url}"
+
+    @property
+    def file(self) -> str:
+        """Its name in the image store."""
+        return f"media-{hash_of([self.url])[:16]}.{self.format}"
+
+
+def remote_of(disk: Disk) -> _Remote | None:
+    """What a disk has on a server, if it has."""
+    if disk.media is not None and disk.media.url is not None:
+        return _Remote(disk.media.url, disk.media.access, True, "raw")
+    if disk.url is not None:
+        return _Remote(disk.url, disk.access, disk.read_only, disk.format or "raw")
+    return None
+
+
+def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
+    """Choose a way for each; what cannot be reached yet stays what the definition has, or out."""
+    if all(remote_of(disk) is None for disk in spec.disks):
+        return Drives(spec)
+    present = {disk.name: disk.source for disk in config.disks} if config else {}
+    disks: list[Disk] = []
+    operations: dict[ops.Op, None] = {}
+    resolved: dict[str, str] = {}
+    shown: list[Mapping[str, Any]] = []
+    for disk in spec.disks:
+        remote = remote_of(disk)
+        if remote is None:
+            disks.append(disk)
+            continue
+        chosen = _chosen(ref, disk.name, remote, look)
+        source, act = _source(remote, chosen, look)
+        if act is not None:
+            operations[act] = None
+        if chosen is not None:
+            key = f"access.{disk.name}"
+            resolved |= {key: chosen[0], f"{key}.word": remote.word, f"{key}.why": chosen[1]}
+        shown.append(_shown(disk.name, remote, chosen, look))
+        if source is not None:
+            disks.append(_with_source(disk, source, remote))
+        elif disk.name in present:
+            disks.append(_with_source(disk, present[disk.name], remote))
+    resolved_spec = spec.model_copy(update={"disks": tuple(disks)})
+    return Drives(resolved_spec, tuple(operations), resolved, tuple(shown))
+
+
+def _chosen(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str] | None:
+    """What was chosen for that very word before; else what the host says now."""
+    applied = look.applied(ref)
+    before = applied.resolved if applied else {}
+    key = f"access.{name}"
+    if before.get(f"{key}.word") == remote.word and key in before:
+        return before[key], before.get(f"{key}.why", "")
+
+    def ask() -> tuple[bool, str] | None:
+        fact = look.fact(Key("server", remote.url))
+        return (fact.direct, fact.why) if isinstance(fact, Server) else None
+
+    return choose(remote.url, remote.access, remote.read_only, ask)
+
+
+def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tuple[str | None, ops.Op | None]:
+    """What the guest is given, or what must be done first."""
+    if chosen is None:
+        address = parse(remote.url)
+        other = remote.access == "Auto" and remote.read_only and address.protocol in FETCHED
+        return None, ops.ServerAsk(address.host, remote.url, address.driver, other)
+    if chosen[0] == "Direct":
+        return remote.url, None
+    if isinstance(look.fact(Key("image", remote.file)), Image):
+        return f"{look.rules.images}/{remote.file}", None
+    return None, ops.ImageFetch(remote.file, remote.format, None, url=remote.url)
+
+
+def _with_source(disk: Disk, source: str | None, remote: _Remote) -> Disk:
+    if disk.media is not None:
+        media = disk.media.model_copy(update={"path": source, "url": None})
+        return disk.model_copy(update={"media": media if source else None})
+    return disk.model_copy(update={"path": source, "url": None, "format": remote.format})
+
+
+def _shown(name: str, remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> Mapping[str, Any]:
+    found: dict[str, Any] = {"name": name, "url": remote.url, "access": chosen[0] if chosen else None}
+    if chosen is not None:
+        found["why"] = chosen[1]
+    transfer = look.fact(Key("transfer", remote.file))
+    if isinstance(transfer, Transfer):
+        found["progress"] = {"doneBytes": transfer.done, "totalBytes": transfer.total or None}
+    return found
