@@ -182,7 +182,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     orders = itertools.count(1)
     kind = chance.choice(("q35", "pc", "pc-q35-7.2"))
     memory = {"guest": chance.choice(("256Mi", "512Mi", "1Gi"))}
-    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",))
+    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",), hugepages=({"size": "2Mi"}, None))
     boots: list[Any] = [
         None,
         {"kernel": {"path": "/boot/vmlinuz"}},
@@ -194,6 +194,13 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         accelerator=("auto", "tcg", None),
         cpu=[_cpu(chance)],
         kernelBoot=boots,
+        firmware=[
+            {},
+            {"type": "efi"},
+            {"type": "efi", "secureBoot": "q35" in kind},
+            {"type": "bios", "nvram": {"reclaimPolicy": "Delete"}},
+            None,
+        ],
         shutdown=[
             chance.fields(
                 methods=(["acpi"], ["agent", "acpi"]), timeoutSeconds=(20,), forceAfterTimeout=(True, False)
@@ -211,7 +218,17 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     consoles = chance.some(["console", "second"], 2)
     serial = [{"name": name} | chance.fields(file=(f"/var/log/vm{number}-{name}.log",)) for name in consoles]
     devices = {"serial": serial} if serial else {}
-    devices |= chance.fields(rng=(True, False), guestAgent=(True, False))
+    devices |= chance.fields(
+        rng=(True, False),
+        guestAgent=(True, False),
+        graphics=[
+            chance.fields(type=("vnc", "spice"), listen=("127.0.0.1", "::1", "socket")),
+            None,
+        ],
+        video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
+        watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
+        tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
+    )
     spec |= {"devices": devices} if devices else {}
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}

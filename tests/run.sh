@@ -9,7 +9,7 @@ readonly python=/usr/bin/python3 # Debian's own, for which Debian's libvirt bind
 readonly base=(python3 python3-venv python3-libvirt ca-certificates)
 readonly full=(
     libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base
-    iproute2 iptables iputils-ping procps strace git python3-bcrypt
+    iproute2 iptables iputils-ping procps strace git python3-bcrypt openssl ovmf swtpm swtpm-tools
 )
 readonly rooted='root or libvirt or guest'
 

@@ -254,6 +254,7 @@ def rules_of(settings: Settings) -> Rules:
         uplinks=settings.policy.uplinks,
         images=os.path.join(settings.paths.state, "images"),
         seeds=os.path.join(settings.paths.state, "seeds"),
+        nvram=settings.libvirt.nvram,
     )
 
 

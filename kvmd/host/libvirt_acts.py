@@ -15,6 +15,8 @@ from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Retry, Stale
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
+from kvmd.host.passwords import reveal_in, words_in
+from kvmd.host.seeds import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -111,8 +113,8 @@ class LibvirtActs:
                 _shut_down(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
-            case ops.DomainUndefine():
-                _undefine(domain)
+            case ops.DomainUndefine(nvram=nvram):
+                _undefine(domain, nvram)
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
             case ops.DomainSetMemory(size=size):
@@ -121,8 +123,8 @@ class LibvirtActs:
                 domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
-            case ops.DomainUpdateDevice(xml=xml):
-                domain.updateDeviceFlags(xml, LIVE)
+            case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
+                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
             case ops.DomainSetMark(mark=mark, live=live):
                 text = None if mark is None else ElementTree.tostring(mark.as_element(), encoding="unicode")
                 flags = CONFIG | (LIVE if live else 0)
@@ -137,7 +139,11 @@ class LibvirtActs:
 
     def _define(self, operation: ops.DomainDefine) -> None:
         """Define; a name that meanwhile belongs to somebody else is refused by libvirt, since the UUID is sent."""
-        self._connection.defineXML(operation.xml)
+        xml = operation.xml
+        if "passwd=" in xml:
+            domain = None if operation.creates else self._connection.lookupByUUIDString(operation.uuid)
+            xml = _with_passwords(xml, operation.secrets, domain)
+        self._connection.defineXML(xml)
 
     def _update_network(self, operation: ops.NetworkUpdate) -> None:
         flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
@@ -200,11 +206,23 @@ def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
         raise failure
 
 
-def _undefine(domain: Any) -> None:
-    """Remove the definition; NVRAM and TPM state stay, as disks do."""
+def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
+    """The XML with each password in the place of its digest: from a secret, else the one that is there already."""
+    if "passwd=" not in xml:
+        return xml
+    words = [word for name in secrets if (word := password_in(name)) is not None]
+    if domain is not None:
+        words += words_in(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        words += words_in(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+    return reveal_in(xml, words)
+
+
+def _undefine(domain: Any, nvram: bool) -> None:
+    """Remove the definition; TPM state stays, as disks do, and NVRAM unless *nvram* asks for its removal."""
     if domain.isActive():
         raise Stale(f"domain {domain.name()} is running again; it is not undefined")
-    flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
+    flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM if nvram else libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+    flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
 

@@ -282,6 +282,7 @@ class Rules:
     uplinks: str | tuple[str, ...] = "*"
     images: str = "/var/lib/kvmd/images"  # the image store
     seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init
+    nvram: str = "/var/lib/libvirt/qemu/nvram"  # where UEFI keeps the variables of each machine
     prune: bool = True  # False: remove nothing (`kvmd apply --no-prune`)
     validate_only: bool = False
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
+from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
@@ -204,7 +205,7 @@ def _max_vcpus_put(root: Element, count: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class State(Board):
     """A domain as it is or should be; sizes in bytes."""
 
     accelerator: str = field(metadata=at("accelerator", xml=xmlmap.attribute("", "type", ACCELERATORS)))
