@@ -18,7 +18,8 @@ from simulator import Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
-from kvmd.observed import Key, Link, Pool
+from kvmd.observed import Key, Link, Pool, Secret
+from kvmd.plan.model import SecretUser
 from kvmd.settings import Source
 from kvmd.sources.decode import decode_file
 
@@ -222,7 +223,11 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         rng=(True, False),
         guestAgent=(True, False),
         graphics=[
-            chance.fields(type=("vnc", "spice"), listen=("127.0.0.1", "::1", "socket")),
+            chance.fields(
+                type=("vnc", "spice"),
+                listen=("127.0.0.1", "::1", "socket"),
+                passwordFrom=({"file": "/etc/kvmd/secrets/screen"}, {"systemdCredential": "screen"}, None),
+            ),
             None,
         ],
         video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
@@ -336,6 +341,14 @@ def worlds(draw: st.DrawFn, machines: int = 0) -> list[Document]:
     return found
 
 
+def furnish(machine: Machine, resource: Resource) -> None:
+    """Put there the files and secrets that a spec names."""
+    controller = CONTROLLERS[resource.ref.kind]
+    machine.add_files(controller.files(resource.spec))
+    for name in controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ():
+        machine.facts[Key("secret", name)] = Secret(name, digest="0", password="word")
+
+
 def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
     """A host with every file and NIC that the specs name."""
     machine = Machine()
@@ -344,5 +357,5 @@ def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
     machine.facts[Key("pool", "default")] = Pool("default", "u", "dir", "/var/lib/libvirt/images", active=True)
     for resources in wished:
         for resource in resources.values():
-            machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+            furnish(machine, resource)
     return machine
