@@ -210,6 +210,7 @@ class Secret:
     name: str
     digest: str = ""
     problem: str = ""
+    password: str = ""  # what stands for it in the XML of facts, where it can be a password
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +291,8 @@ class Host:
     libvirt_version: int = 0  # 9000000 is 9.0.0
     qemu_version: int = 0
     machines: tuple[tuple[str, str], ...] = ()  # alias and canonical name
+    machine_types: tuple[tuple[str, bool], ...] = ()  # canonical name, and whether QEMU calls it deprecated
+    lacking: tuple[str, ...] = ()  # what machines may need beside QEMU and this host has not: swtpm, ovmf
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
     lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know

@@ -72,6 +72,7 @@ class Libvirt(_Section):
     keepalive_interval: int = 5
     keepalive_count: int = 3
     relist: Seconds = 300.0
+    nvram: str = "/var/lib/libvirt/qemu/nvram"  # where UEFI keeps the variables of each machine
     slow: Seconds = 2.0
     modify_deadline: Seconds = 45.0
     define_deadline: Seconds = 60.0

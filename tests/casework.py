@@ -31,6 +31,7 @@ from kvmd.observed import (
     Observed,
     Pool,
     Route,
+    Secret,
     Snapshot,
     Stacked,
     Transfer,
@@ -48,6 +49,7 @@ NOW = 10_000.0
 STORAGE = ("pools", "images", "volumes", "transfers")
 WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
+WORDS |= {"secrets"}  # what stands for the password in each, before and now
 
 
 def resources_of(text: str, file: str) -> dict[Ref, Resource]:
@@ -92,8 +94,10 @@ class Situation:
         self.loop = Loop(self.machine, now=100.0)
         before = self._applied()
         self._furnish(before)
+        self._keep_secrets("before")
         if before:
             self.loop.converge(before)
+        self._keep_secrets("now")
         self._disturb()
         self.observed = replace(self.machine.observed(), missing=frozenset(self.words.get("unread", ())))
         self.memory = self._memory(self.observed)
@@ -146,6 +150,11 @@ class Situation:
         }
         for number, name in enumerate(sorted(uplinks)):
             self.machine.add_link(Link(name, 0, "", f"02:00:00:00:00:0{number}", up=True, carrier=True))
+
+    def _keep_secrets(self, when: str) -> None:
+        for name, said in self.words.get("secrets", {}).items():
+            word = said.get(when, said["now"])
+            self.machine.facts[Key("secret", name)] = Secret(name, digest=word, password=word)
 
     def _disturb(self) -> None:
         """What somebody, or the guests, have done since."""

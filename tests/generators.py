@@ -18,7 +18,8 @@ from simulator import Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
-from kvmd.observed import Key, Link, Pool
+from kvmd.observed import Key, Link, Pool, Secret
+from kvmd.plan.model import SecretUser
 from kvmd.settings import Source
 from kvmd.sources.decode import decode_file
 
@@ -183,7 +184,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     orders = itertools.count(1)
     kind = chance.choice(("q35", "pc", "pc-q35-7.2"))
     memory = {"guest": chance.choice(("256Mi", "512Mi", "1Gi"))}
-    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",))
+    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",), hugepages=({"size": "2Mi"}, None))
     boots: list[Any] = [
         None,
         {"kernel": {"path": "/boot/vmlinuz"}},
@@ -195,6 +196,13 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         accelerator=("auto", "tcg", None),
         cpu=[_cpu(chance)],
         kernelBoot=boots,
+        firmware=[
+            {},
+            {"type": "efi"},
+            {"type": "efi", "secureBoot": "q35" in kind},
+            {"type": "bios", "nvram": {"reclaimPolicy": "Delete"}},
+            None,
+        ],
         shutdown=[
             chance.fields(
                 methods=(["acpi"], ["agent", "acpi"]), timeoutSeconds=(20,), forceAfterTimeout=(True, False)
@@ -212,7 +220,21 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     consoles = chance.some(["console", "second"], 2)
     serial = [{"name": name} | chance.fields(file=(f"/var/log/vm{number}-{name}.log",)) for name in consoles]
     devices = {"serial": serial} if serial else {}
-    devices |= chance.fields(rng=(True, False), guestAgent=(True, False))
+    devices |= chance.fields(
+        rng=(True, False),
+        guestAgent=(True, False),
+        graphics=[
+            chance.fields(
+                type=("vnc", "spice"),
+                listen=("127.0.0.1", "::1", "socket"),
+                passwordFrom=({"file": "/etc/kvmd/secrets/screen"}, {"systemdCredential": "screen"}, None),
+            ),
+            None,
+        ],
+        video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
+        watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
+        tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
+    )
     spec |= {"devices": devices} if devices else {}
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
@@ -323,6 +345,14 @@ def worlds(draw: st.DrawFn, machines: int = 0) -> list[Document]:
     return found
 
 
+def furnish(machine: Machine, resource: Resource) -> None:
+    """Put there the files and secrets that a spec names."""
+    controller = CONTROLLERS[resource.ref.kind]
+    machine.add_files(controller.files(resource.spec))
+    for name in controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ():
+        machine.facts[Key("secret", name)] = Secret(name, digest="0", password="word")
+
+
 def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
     """A host with every file and NIC that the specs name."""
     machine = Machine()
@@ -331,5 +361,5 @@ def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
     machine.facts[Key("pool", "default")] = Pool("default", "u", "dir", "/var/lib/libvirt/images", active=True)
     for resources in wished:
         for resource in resources.values():
-            machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+            furnish(machine, resource)
     return machine

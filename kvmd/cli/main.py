@@ -36,6 +36,7 @@ _COMMANDS = {
     "stop": ("act", "Shut a virtual machine down."),
     "restart": ("act", "Restart a virtual machine, with its pending changes."),
     "console": ("console", "Attach to the console of a virtual machine."),
+    "vnc": ("vnc", "Print the address of the screen of a virtual machine."),
     "approve": ("act", "Approve what only a person may."),
     "suspend": ("act", "Leave an object alone until it is resumed."),
     "resume": ("act", "Take care of a suspended object again."),

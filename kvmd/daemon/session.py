@@ -140,7 +140,7 @@ def render_object(settings: Settings, ref: Ref) -> str:
         if resource is None:
             raise KvmdError(f"{ref} is not among the specs in {settings.source.path}", hint="see: kvmd validate")
         resources = report.snapshot.resources
-        facts = {key: fact for key, fact in report.observed.facts.items() if key.type in ("host", "file")}
+        facts = {key: fact for key, fact in report.observed.facts.items() if key.type in ("host", "file", "secret")}
         desired = Desired(resources=resources, complete=False)
         plan = make_plan(desired, Observed(facts), Memory(), session._assembly.reconciler.rules, 0.0, CONTROLLERS)
         step = plan.objects[ref].step

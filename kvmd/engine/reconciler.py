@@ -260,6 +260,7 @@ def rules_of(settings: Settings) -> Rules:
         images=os.path.join(settings.paths.state, "images"),
         seeds=os.path.join(settings.paths.state, "seeds"),
         memory_reserve=settings.admission.memory_reserve,
+        nvram=settings.libvirt.nvram,
     )
 
 

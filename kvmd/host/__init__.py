@@ -14,6 +14,7 @@ from types import MappingProxyType
 from kvmd import ops
 from kvmd.errors import KvmdError
 from kvmd.host.files import Files
+from kvmd.host.helpers import lacking
 from kvmd.host.image_store import ImageStore
 from kvmd.host.ledger import LedgerFile
 from kvmd.host.libvirt_acts import LibvirtActs
@@ -62,6 +63,7 @@ class Host:
         self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm, self._lacking_links = usable_kvm(), lacking_links()
+        self._lacking: tuple[str, ...] = ()
         self._host: tuple[tuple[object, ...], HostFact] | None = None
         self._ports: dict[Key, Ports] = {}
         self._parts: tuple[object, ...] = ()
@@ -168,7 +170,8 @@ class Host:
     def _host_fact(self) -> HostFact:
         """Made anew where libvirt, QEMU or the accounts of this machine may be others."""
         capabilities = self.libvirt.capabilities
-        basis = (capabilities, _stamp("/etc/passwd"), _stamp("/etc/group"))
+        self._lacking = lacking()
+        basis = (capabilities, self._lacking, _stamp("/etc/passwd"), _stamp("/etc/group"))
         if self._host is None or self._host[0] != basis:
             fact = self._new_host_fact(capabilities)
             known = self._host[1] if self._host is not None else None
@@ -189,6 +192,8 @@ class Host:
             libvirt_version=capabilities.libvirt_version,
             qemu_version=capabilities.qemu_version,
             machines=capabilities.machines,
+            machine_types=capabilities.machine_types,
+            lacking=self._lacking,
             users=users,
             groups=groups,
             lacking_links=self._lacking_links,

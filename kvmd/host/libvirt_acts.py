@@ -16,6 +16,8 @@ from kvmd.errors import Refused, Retry, Stale
 from kvmd.host import snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
+from kvmd.host.passwords import reveal_in, words_in
+from kvmd.host.seeds import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -116,20 +118,8 @@ class LibvirtActs:
                 _shut_down(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
-            case ops.DomainUndefine():
-                _undefine(domain)
-            case ops.DomainSetVcpus(count=count):
-                domain.setVcpusFlags(count, LIVE)
-            case ops.DomainSetMemory(size=size):
-                domain.setMemoryFlags(size // 1024, LIVE)
-            case ops.DomainAttach(alias=alias):
-                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
-            case ops.DomainDetach(alias=alias, xml=xml):
-                _detach(domain, alias, xml)
-            case ops.DomainUpdateDevice(xml=xml):
-                domain.updateDeviceFlags(xml, LIVE)
-            case ops.DomainSetOnReboot(action=action):
-                domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
+            case ops.DomainUndefine(nvram=nvram):
+                _undefine(domain, nvram)
             case ops.DomainSetMark(mark=mark, live=live):
                 text = None if mark is None else mark.as_metadata()
                 flags = CONFIG | (LIVE if live else 0)
@@ -139,6 +129,24 @@ class LibvirtActs:
             case ops.SnapshotOp():
                 snapshot_acts.act(domain, operation)
             case _:
+                self._match_live(domain, operation)
+
+    def _match_live(self, domain: Any, operation: ops.Op) -> None:
+        """Changes of a running guest."""
+        match operation:
+            case ops.DomainSetVcpus(count=count):
+                domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(size=size):
+                domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainAttach(alias=alias):
+                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
+            case ops.DomainDetach(alias=alias, xml=xml):
+                _detach(domain, alias, xml)
+            case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
+                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
+            case ops.DomainSetOnReboot(action=action):
+                domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
+            case _:
                 raise Refused(f"no way to {operation.describe()} is known", hint="please report this as a bug")
 
     def _network(self, uuid: str) -> Any:
@@ -146,7 +154,11 @@ class LibvirtActs:
 
     def _define(self, operation: ops.DomainDefine) -> None:
         """Define; a name that meanwhile belongs to somebody else is refused by libvirt, since the UUID is sent."""
-        self._connection.defineXML(operation.xml)
+        xml = operation.xml
+        if "passwd=" in xml:
+            domain = None if operation.creates else self._connection.lookupByUUIDString(operation.uuid)
+            xml = _with_passwords(xml, operation.secrets, domain)
+        self._connection.defineXML(xml)
 
     def _update_network(self, operation: ops.NetworkUpdate) -> None:
         flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
@@ -209,11 +221,23 @@ def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
         raise failure
 
 
-def _undefine(domain: Any) -> None:
-    """Remove the definition; NVRAM and TPM state stay, as disks do; with snapshots libvirt refuses."""
+def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
+    """The XML with each password in the place of its digest: from a secret, else the one that is there already."""
+    if "passwd=" not in xml:
+        return xml
+    words = [word for name in secrets if (word := password_in(name)) is not None]
+    if domain is not None:
+        words += words_in(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        words += words_in(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+    return reveal_in(xml, words)
+
+
+def _undefine(domain: Any, nvram: bool) -> None:
+    """Remove the definition; TPM state stays, as disks do, and NVRAM unless *nvram* asks; not with snapshots."""
     if domain.isActive():
         raise Stale(f"domain {domain.name()} is running again; it is not undefined")
-    flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
+    flags = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM if nvram else libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+    flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
 

@@ -16,6 +16,7 @@ from kvmd.api.mark import XML_NAMESPACE, Mark, find_in
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.attributes import mark_on
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
+from kvmd.host.passwords import hide_in
 from kvmd.host.snapshot_facts import snapshots_of
 from kvmd.observed import Domain, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
@@ -86,20 +87,26 @@ class Capabilities:
     qemu_version: int = 0
     architecture: str = ""
     machines: tuple[tuple[str, str], ...] = ()
+    machine_types: tuple[tuple[str, bool], ...] = ()
 
 
 def _capabilities(connection: Any) -> Capabilities:
     root = ElementTree.fromstring(connection.getCapabilities())
     architecture = root.findtext("host/cpu/arch") or "x86_64"
-    machines = {
-        machine.text or "": machine.get("canonical", "")
+    found = [
+        machine
         for guest in root.findall("guest")
         if guest.find(f"arch[@name='{architecture}']") is not None
-        for machine in guest.findall("arch/machine")
-        if machine.get("canonical")
-    }
+        for machine in guest.findall(".//machine")
+    ]
+    machines = {item.text or "": item.get("canonical", "") for item in found if item.get("canonical")}
+    types = {item.text or "": item.get("deprecated") == "yes" for item in found if not item.get("canonical")}
     return Capabilities(
-        connection.getLibVersion(), connection.getVersion(), architecture, tuple(sorted(machines.items()))
+        connection.getLibVersion(),
+        connection.getVersion(),
+        architecture,
+        tuple(sorted(machines.items())),
+        tuple(sorted(types.items())),
     )
 
 
@@ -259,8 +266,8 @@ class Reader:
         if state == libvirt.VIR_DOMAIN_CRASHED:
             active = bool(domain.isActive())
         secure = libvirt.VIR_DOMAIN_XML_SECURE
-        config = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
-        live = domain.XMLDesc(secure) if active else None
+        config = hide_in(domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE))
+        live = hide_in(domain.XMLDesc(secure)) if active else None
         self._recorder.libvirt_call("XMLDesc", "read", "ok")
         word = _STATES.get(state, "unknown")
         reasons = _REASONS.get(word, ())

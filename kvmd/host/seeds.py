@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from kvmd import ops
 from kvmd.errors import Retry, Unsupported
+from kvmd.host.passwords import hide
 from kvmd.observed import Fact, File, Key, Secret
 
 CREDENTIAL = "credential:"
@@ -81,9 +82,28 @@ def read_secret(name: str) -> Secret:
     try:
         if not name.startswith(CREDENTIAL) and os.stat(name).st_mode & stat.S_IROTH:
             return Secret(name, problem=f"others may read it; type: chmod 600 {name}")
-        return Secret(name, hashlib.sha256(_read(name)).hexdigest())
+        content = _read(name)
+        word = _password(content)
+        return Secret(name, hashlib.sha256(content).hexdigest(), password="" if word is None else hide(word))
     except OSError as error:
         return Secret(name, problem=f"{error.strerror}")
+
+
+def password_in(name: str) -> str | None:
+    """The password in a secret; None where it has none or cannot be read."""
+    try:
+        return _password(_read(name))
+    except OSError:
+        return None
+
+
+def _password(content: bytes) -> str | None:
+    """One line of text that XML can hold."""
+    try:
+        word = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        return None
+    return word if word and word.isprintable() else None
 
 
 def _iso(operation: ops.SeedWrite, user_data: bytes) -> bytes:

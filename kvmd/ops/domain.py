@@ -16,6 +16,7 @@ class DomainDefine(Op):
     uuid: str
     xml: str = field(repr=False)
     creates: bool = False
+    secrets: tuple[str, ...] = ()  # where the passwords are read that stand in *xml* as digests
     verb: ClassVar[str] = "define domain"
 
 
@@ -59,10 +60,15 @@ class DomainDestroy(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainUndefine(Op):
-    """Remove the definition; disks stay, NVRAM and TPM state stay."""
+    """Remove the definition; disks and TPM state stay, and NVRAM unless its file is to be removed."""
 
     uuid: str
+    nvram: bool = False
     verb: ClassVar[str] = "undefine domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name}{' and remove its NVRAM' if self.nvram else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +126,12 @@ class DomainDetach(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainUpdateDevice(Op):
-    """Make a live device (CD-ROM media, NIC link or attachment) what *xml* says."""
+    """Make a live device (CD-ROM media, NIC link or attachment, password of the screen) what *xml* says."""
 
     uuid: str
     alias: str
     xml: str = field(repr=False)
+    secrets: tuple[str, ...] = ()  # where the passwords are read that stand in *xml* as digests
     verb: ClassVar[str] = "update device of domain"
 
     def describe(self) -> str:

@@ -287,6 +287,7 @@ class Rules:
     images: str = "/var/lib/kvmd/images"  # the image store
     seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init
     memory_reserve: int | None = 0  # bytes that no guest is promised; None: any guest may start
+    nvram: str = "/var/lib/libvirt/qemu/nvram"  # where UEFI keeps the variables of each machine
     prune: bool = True  # False: remove nothing (`kvmd apply --no-prune`)
     validate_only: bool = False
 

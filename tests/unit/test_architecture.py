@@ -125,6 +125,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
+    "VirtualMachine.firmware": {"type": "efi"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
     "VirtualMachine.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from generators import Chance, Names, decoded, document, image, machine, machine_for, network, pool, volume
+from generators import Chance, Names, decoded, document, furnish, image, machine, machine_for, network, pool, volume
 from simulator import Loop
 
 from kvmd import xmlmap
@@ -246,7 +246,7 @@ def test_libvirt_takes_every_definition_and_gives_it_back_without_a_difference(d
     for seed in range(40):
         resources = specs_of(seed)
         for resource in resources.values():
-            definitions.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+            furnish(definitions, resource)
         loop.converge(resources)
         assert loop.fresh_plan().empty
     assert definitions.defined > 150

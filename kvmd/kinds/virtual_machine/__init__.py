@@ -12,10 +12,12 @@ from kvmd.api.quantity import duration_seconds, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import direct, document, install, power, snapshots
+from kvmd.kinds.virtual_machine import ageing, direct, document, graphics, install, power, snapshots
+from kvmd.kinds.virtual_machine.board import followers, is_password_alone, written_at_boot
 from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
 from kvmd.kinds.virtual_machine.describe import describe
 from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
+from kvmd.kinds.virtual_machine.firmware import deletes_nvram
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
 from kvmd.kinds.virtual_machine.restart import due, on_reboot, reboots_to_apply
@@ -114,9 +116,11 @@ def plan(ref: Ref, look: Look) -> Draft:
     running, live = _running(resource, domain, config, want, known, look)
     absent = absent_files(resource.spec, look)
     # A guest that could not start again is not shut down for the sake of a restart.
+    aged = ageing.conditions(resource.spec, domain, want.state.machine, look)
+    able = origins.startable and not any(item.reason != "MachineDeprecated" for item in aged)
     startable = (
         not absent
-        and origins.startable
+        and able
         and direct.ready(resource.spec, look)
         and all(look.usable(ref) for ref in objects_of(resource.spec))
     )
@@ -126,7 +130,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     acts = power.decide(resource, domain, restart, uuid, look)
     ends = startable and bool(running.pending), installing == install.STARTED
     live_operations = () if acts.stops else (*running.operations, *on_reboot(resource, domain, ends, look))
-    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, not origins.startable)
+    now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, not able)
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
     operations = (*operations, *origins.drives.operations)  # last: what they wait for holds up nothing else
     if config is None and origins.drives.operations:
@@ -134,7 +138,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     else:
         operations = (*install.before_definition(ref, installing, ledger), *operations)
     told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
-    conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want))
+    conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want), *aged)
     wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
     needs = needs_of(resource.spec, operations)
     if busy:
@@ -145,7 +149,11 @@ def plan(ref: Ref, look: Look) -> Draft:
         running.pending,
         conditions,
         tuple(dict.fromkeys(ref for each in needs for ref in each)),
-        {**status_of(resource, domain, live, want.state, known, look), **origins.drives.status},
+        {
+            **status_of(resource, domain, live, want.state, known, look),
+            **graphics.status_of(domain.live if domain else None),
+            **origins.drives.status,
+        },
         min(wakes, default=None),
         acts.settled and running.wake_at is None and now.all and not busy,
         acts.reason if not changes and not running.changes else "",
@@ -154,14 +162,16 @@ def plan(ref: Ref, look: Look) -> Draft:
         asked_elsewhere=_moved(domain, origins.files)
         or origins.drives.asked(domain, operations)
         or install.is_over(installing, config)
-        or _own_start(resource, domain, operations),
+        or _own_start(resource, domain, operations)
+        or is_password_alone(changes),
     )
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:
-    """What its user data is read from."""
-    source = spec.cloud_init.user_data_from if spec.cloud_init else None
-    return (source.secret,) if source else ()
+    """What its user data and the password of its screen are read from."""
+    screen = spec.devices.graphics
+    sources = (spec.cloud_init and spec.cloud_init.user_data_from, screen and screen.password_from)
+    return tuple(source.secret for source in sources if source)
 
 
 def boot(spec: Spec) -> Boot:
@@ -185,7 +195,8 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         mark = ops.DomainSetMark(domain.name, domain.uuid, None, live=domain.active)
         return Draft((mark,), reason="let go of, as its deletionPolicy asks")
     snapshots.refuse_removal(ref, domain)
-    undefine: tuple[ops.Op, ...] = (ops.DomainUndefine(domain.name, domain.uuid),)
+    nvram = applied is not None and deletes_nvram(applied.written, domain.config)
+    undefine: tuple[ops.Op, ...] = (ops.DomainUndefine(domain.name, domain.uuid, nvram),)
     if applied is not None and applied.written.get("cloudInit"):
         undefine = (*undefine, ops.SeedRemove(ref.name))
     if not domain.active:
@@ -255,7 +266,7 @@ def _definition(
         )
         mark = _mark(resource, owner, uuid, before, want)
         xml = document.create(name, uuid, host.architecture, want.state, mark)
-        return (), (ops.DomainDefine(name, uuid, xml, creates=True),)
+        return (), (ops.DomainDefine(name, uuid, xml, creates=True, secrets=want.state.secrets),)
     changes = _owned(differences(config, want.state), resource, applied)
     before = domain.mark if domain.mark is not None and domain.mark.ref == resource.ref else None
     if before is None and applied is not None and applied.generation:
@@ -270,7 +281,7 @@ def _definition(
         or before is None
     ):
         xml = document.overlay(domain.config, want.state, changes, known, mark)
-        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml))
+        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, secrets=want.state.secrets))
     if domain.autostart:
         operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))
     return changes, tuple(operations)
@@ -281,9 +292,11 @@ def _mark(resource: Resource, owner: str, uuid: str, before: Mark | None, want: 
     return replace(mark, written=redacted(mark.written))
 
 
-def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Change, ...]:
+def _owned(
+    found: Any, resource: Resource, applied: Applied | None, before: frozenset[str] = frozenset()
+) -> tuple[Change, ...]:
     """The differences that are ours: written now or before; devices that no spec ever named are left alone."""
-    owned = resource.owned | (applied.owned if applied else frozenset())
+    owned = resource.owned | (applied.owned if applied else frozenset()) | before
     found = tuple(found)
     follows = {
         path
@@ -291,6 +304,7 @@ def _owned(found: Any, resource: Resource, applied: Applied | None) -> tuple[Cha
         if change.path != "accelerator" or is_owned("accelerator", owned)
         for path in _implied(change, resource.spec)
     }
+    follows |= followers(found, owned)
     if _lists_serials(owned) and not _lists_serials(resource.owned):
         follows.add(f"devices.serial[{DEFAULT_SERIAL.name}]")
     return tuple(
@@ -341,7 +355,7 @@ def _running(
         return LiveChanges(), None
     root = xmlmap.parse(domain.live)
     live = read(root, known)
-    found = _owned(differences(live, want.state), resource, look.applied(resource.ref))
+    found = _owned(differences(live, want.state), resource, look.applied(resource.ref), written_at_boot(domain))
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(resource, domain))
     ledger = power.ledger_of(resource.ref, look)

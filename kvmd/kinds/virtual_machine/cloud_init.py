@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import model_validator
 
@@ -122,7 +122,23 @@ def _digest(ref: Ref, spec: CloudInit, look: Look) -> str:
     """What names the user data without showing it."""
     if spec.user_data_from is None:
         return hash_of(spec.user_data or "")
-    source = spec.user_data_from
+    return secret_fact(ref, spec.user_data_from, look).digest
+
+
+class SecretSource(Protocol):
+    """A leaf of a spec that names a secret."""
+
+    @property
+    def file(self) -> str | None:
+        """The file, where it is one."""
+
+    @property
+    def secret(self) -> str:
+        """The name of the fact."""
+
+
+def secret_fact(ref: Ref, source: SecretSource, look: Look) -> Secret:
+    """The fact of a secret that may be named and can be read; raises Refused or Blocked."""
     roots = (SECRETS, *look.rules.allowed_paths)
     if source.file and not any(source.file.startswith(root.rstrip("/") + "/") for root in roots):
         raise Refused(
@@ -133,7 +149,7 @@ def _digest(ref: Ref, spec: CloudInit, look: Look) -> str:
     if not isinstance(fact, Secret) or fact.problem:
         why = fact.problem if isinstance(fact, Secret) else "not read yet"
         raise Blocked(f"{ref}: {source.secret}: {why}", hint="put it there; it is looked at every few seconds")
-    return fact.digest
+    return fact
 
 
 def redacted(written: Mapping[str, Any]) -> Mapping[str, Any]:

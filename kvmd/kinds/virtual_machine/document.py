@@ -12,6 +12,7 @@ from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
 from kvmd.kinds.virtual_machine import domain
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
+from kvmd.kinds.virtual_machine.firmware import place_nvram
 from kvmd.plan.difference import Change
 from kvmd.xmlmap import Element
 
@@ -41,6 +42,7 @@ def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> 
     _root_ports(devices, want)
     ElementTree.SubElement(devices, "memballoon", {"model": "virtio"})
     xmlmap.write(want, root)
+    place_nvram(root, want.nvram)
     for disk in want.disks:
         _add_disk(root, disk)
     for nic in want.interfaces:
@@ -59,6 +61,8 @@ def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, m
     if "machine" in paths and _is_q35(root.find("os/type")) != ("q35" in want.machine):
         _leave_chipset(root, want)
     xmlmap.write(want, root, lambda path: path in paths)
+    if "firmware.type" in paths:
+        place_nvram(root, want.nvram)
     _devices(root, "disks", want.disks, dict(domain.disk_elements(root, known)), paths, _add_disk)
     _devices(root, "interfaces", want.interfaces, dict(domain.nic_elements(root, known)), paths, _add_nic)
     _devices(root, "devices.serial", want.serials, dict(domain.serial_elements(root, known)), paths, _add_serial)

@@ -10,6 +10,7 @@ from typing import Any
 from kvmd import xmlmap
 from kvmd.api.quantity import MEBIBYTE
 from kvmd.kinds.virtual_machine import remote
+from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
@@ -227,7 +228,7 @@ def _memory(path: str) -> Place:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class State(Board):
     """A domain as it is or should be; sizes in bytes."""
 
     accelerator: str = field(metadata=at("accelerator", xml=xmlmap.attribute("", "type", ACCELERATORS)))

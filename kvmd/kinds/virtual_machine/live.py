@@ -12,8 +12,10 @@ from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
+from kvmd.kinds.virtual_machine.board import hidden
 from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
+from kvmd.kinds.virtual_machine.graphics import live_screen
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.plan.model import ObjectMemory
@@ -108,7 +110,7 @@ def spoken(change: Change, want: State) -> Change:
         return replace(change, path="cloudInit", before=_medium(change.before), after=_medium(change.after))
     if group == "disks" and leaf == "path" and any(d.name == name and d.device == "cdrom" for d in want.disks):
         return replace(change, path=f"disks[{name}].media.path")
-    return change
+    return hidden(change)
 
 
 def _medium(value: object) -> object:
@@ -118,6 +120,7 @@ def _medium(value: object) -> object:
 def _operation(change: Change, running: _Running) -> ops.Op | None:
     """The operation that makes this change in the running guest; None where only a boot does."""
     simple: dict[str, Callable[[_Running], ops.Op | None]] = {"cpu.vcpus": _vcpus, "memory.guest": _memory}
+    simple["devices.graphics.passwordFrom"] = _password
     if change.path in simple:
         return simple[change.path](running)
     match = _DEVICE.fullmatch(change.path)
@@ -144,6 +147,15 @@ def _memory(running: _Running) -> ops.Op | None:
     if size <= running.live.max_memory:
         return ops.DomainSetMemory(running.domain.name, running.domain.uuid, size)
     return None
+
+
+def _password(running: _Running) -> ops.Op | None:
+    """Another one: whether QEMU asks for any is settled when it starts, and so is the type of the screen."""
+    live, want = running.live, running.want
+    if live.graphics != want.graphics or live.password is None or want.password is None:
+        return None
+    xml = live_screen(running.root, want.password)
+    return ops.DomainUpdateDevice(running.domain.name, running.domain.uuid, "graphics", xml, want.secrets)
 
 
 def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops.Op | None:

@@ -10,8 +10,11 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, DomainName, HostPath, Integer, Memory, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.firmware import Firmware
+from kvmd.kinds.virtual_machine.graphics import Graphics, Video
 from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
@@ -91,6 +94,7 @@ class GuestMemory(SpecModel):
     hotplug: Literal["Balloon"] = leaf(
         "Balloon", about="How memory grows in a running guest.", example="Balloon", update=Update.NEXT_BOOT
     )
+    hugepages: HugePages | None = branch(None, about="Huge pages of the host; default ordinary ones.")
 
     @property
     def maximum(self) -> int:
@@ -164,6 +168,11 @@ class Devices(SpecModel):
         update=Update.NEXT_BOOT,
     )
 
+    graphics: Graphics | None = branch(None, about="The screen; default none.")
+    video: Video | None = branch(None, about="The video card; default vga where there is a screen, else none.")
+    watchdog: Watchdog | None = branch(None, about="A watchdog; default none.")
+    tpm: Tpm | None = branch(None, about="A TPM; default none.")
+
     @model_validator(mode="after")
     def _agree(self) -> Devices:
         _distinct((item.name for item in self.serial), "serial consoles")
@@ -211,6 +220,7 @@ class Spec(SpecModel):
     )
     cpu: Cpu = branch(factory=Cpu, about="Virtual CPUs.")
     memory: GuestMemory = branch(about="Memory of the guest.")
+    firmware: Firmware | None = branch(None, about="What the machine boots with; default BIOS.")
     kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
     install: Install | None = branch(None, about="What a new guest boots once, before its disk.")
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
@@ -264,6 +274,8 @@ class Spec(SpecModel):
         _once((nic.mac for nic in self.interfaces), "the MAC address")
         forwards = [forward for nic in self.interfaces if nic.user for forward in nic.user.port_forward]
         _once((f"{forward.protocol}/{forward.host}" for forward in forwards), "the host port")
+        if self.firmware is not None:
+            self.firmware.agree_with(self.machine)
         if "q35" in self.machine and any(disk.bus == "ide" for disk in self.disks):
             raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
         if sum(disk.bus == "ide" for disk in self.disks) > 4:

@@ -6,13 +6,16 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from kvmd.api.mark import derived_mac
+from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
 from kvmd.kinds.virtual_machine import direct
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
+from kvmd.kinds.virtual_machine.firmware import nvram_path
+from kvmd.kinds.virtual_machine.graphics import screen_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
 from kvmd.kinds.virtual_machine.spec import Spec
@@ -77,6 +80,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
     resolved |= {f"mac.{nic.name}": nic.mac for nic in interfaces}
     boot, topology = spec.kernel_boot, spec.cpu.topology
     state = State(
+        **_board(ref, spec, domain, look),
         accelerator=accelerator,
         machine=machine,
         max_vcpus=spec.cpu.maximum
@@ -102,6 +106,28 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
     if word == "auto" and accelerator == "tcg":
         fallback = "runs emulated (tcg), since KVM is not usable on this host; to see why type: kvmd check"
     return Wanted(state, resolved, fallback)
+
+
+def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str, Any]:
+    """What the machine has one of."""
+    firmware, watchdog, tpm = spec.firmware, spec.devices.watchdog, spec.devices.tpm
+    screen = screen_of(ref, spec.devices.graphics, spec.devices.video, look)
+    uuid = domain.uuid if domain is not None else derived_uuid(look.host().machine_id, look.rules.owner, ref)
+    return {
+        "firmware": firmware.type if firmware else "bios",
+        "secure_boot": firmware.secure_boot if firmware else False,
+        "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
+        "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
+        "graphics": screen.type,
+        "listen": screen.listen,
+        "password": screen.password,
+        "secrets": screen.secrets,
+        "video": screen.video,
+        "watchdog": watchdog.model if watchdog else None,
+        "watchdog_action": watchdog.action if watchdog else None,
+        "tpm": tpm.model if tpm else None,
+        "tpm_version": tpm.version if tpm else None,
+    }
 
 
 def _kept(key: str, word: str, ref: Ref, domain: Domain | None, look: Look) -> str | None:

@@ -1,0 +1,43 @@
+"""What a host lacks for a machine, and machine types that grow old under a guest that is pinned to one."""
+
+from __future__ import annotations
+
+from kvmd.api.status import BLOCKED, DEGRADED, Condition
+from kvmd.kinds.virtual_machine.spec import Spec
+from kvmd.observed import Domain
+from kvmd.plan.look import Look
+
+_PACKAGES = {"swtpm": "swtpm swtpm-tools", "ovmf": "ovmf"}
+
+
+def lacking(spec: Spec, look: Look) -> tuple[str, ...]:
+    """What it needs beside QEMU and this host has not."""
+    needed = {
+        "swtpm": spec.devices.tpm is not None,
+        "ovmf": spec.firmware is not None and spec.firmware.type == "efi",
+    }
+    return tuple(name for name in look.host().lacking if needed.get(name))
+
+
+def is_gone(machine: str, look: Look) -> bool:
+    """True where this QEMU no longer has that machine type."""
+    known = look.host().machine_types
+    return bool(known) and machine not in dict(known)
+
+
+def conditions(spec: Spec, domain: Domain | None, machine: str, look: Look) -> tuple[Condition, ...]:
+    """Say it before the next start fails."""
+    type_ = DEGRADED if domain is not None and domain.active else BLOCKED
+    found = []
+    for name in lacking(spec, look):
+        text = f"it cannot start: this host has no {name}; type: apt-get install {_PACKAGES[name]}"
+        found.append(Condition(type_, True, "HelperMissing", text))
+    if is_gone(machine, look):
+        text = f"it cannot start: this QEMU has no machine {machine} any more; write `machine: q35` for the newest"
+        found.append(Condition(type_, True, "MachineGone", text))
+    elif dict(look.host().machine_types).get(machine):
+        text = (
+            f"{machine} is deprecated and will go from QEMU; write `machine: q35` for the newest with the next boot"
+        )
+        found.append(Condition(DEGRADED, True, "MachineDeprecated", text))
+    return tuple(found)
