@@ -214,6 +214,25 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkManager:
+    """Who else configures a link: *by* is its name, *hint* what to write where so that it lets go."""
+
+    name: str
+    by: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A change of the host's own network that is not confirmed, or that was rolled back and why."""
+
+    object: str  # Kind/name
+    spec_hash: str
+    state: str  # armed | rolled back
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What must not be forgotten of one object: one-shot acts and the last stop that was seen."""
 
@@ -247,7 +266,8 @@ class Host:
         return dict(self.machines).get(machine, machine)
 
 
-Fact = Link | Domain | Network | Pool | Volume | Image | Holders | Transfer | Secret | File | Ports | Ledger | Host
+_OfLibvirt = Domain | Network | Pool | Volume | Image | Holders | Transfer
+Fact = _OfLibvirt | Link | LinkManager | Checkpoint | Secret | File | Ports | Ledger | Host
 Marked = Link | Domain | Network | Pool | Volume | Image  # what can carry a mark
 
 

@@ -155,7 +155,9 @@ class DaemonAgent:
         if isinstance(item, Answer):
             return item
         lost = item.condition("Stalled")
-        if item.resource is None or not (item.pending or (lost is not None and lost.reason == "VolumeLost")):
+        if item.resource is None or not (
+            item.pending or (lost is not None and lost.reason in ("VolumeLost", "RolledBack"))
+        ):
             return Answer(0, f"{reference} has no pending change; nothing to approve")
         if item.ref.kind in ("Tap", "Tun"):
             return Answer(

@@ -136,6 +136,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
     "Bridge.spec.addresses.static": {"from": "Static"},
+    "Bridge.spec.addresses.gateway": {"from": "Static", "static": ["10.0.0.1/24"]},
 }
 
 
