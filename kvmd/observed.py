@@ -264,6 +264,25 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkManager:
+    """Who else configures a link: *by* is its name, *hint* what to write where so that it lets go."""
+
+    name: str
+    by: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A change of the host's own network that is not confirmed, or that was rolled back and why."""
+
+    object: str  # Kind/name
+    spec_hash: str
+    state: str  # armed | rolled back
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What must not be forgotten of one object: one-shot acts and the last stop that was seen."""
 
@@ -303,7 +322,7 @@ class Host:
 
 
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
-Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | Ledger | Host
+Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | LinkManager | Checkpoint | Ledger | Host
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,14 @@ from kvmd.kinds import CONTROLLERS
 from kvmd.observed import (
     HOST,
     Address,
+    Checkpoint,
     Domain,
     File,
     Image,
     Key,
     Ledger,
     Link,
+    LinkManager,
     Network,
     Observed,
     Pool,
@@ -48,6 +50,7 @@ SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
 NOW = 10_000.0
 STORAGE = ("pools", "images", "volumes", "transfers")
 WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
+WORDS |= {"managers", "checkpoints"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
 
@@ -171,6 +174,13 @@ class Situation:
         for word in STORAGE:
             for said in self.words.get(word, ()):
                 self._disturb_storage(word.removesuffix("s"), dict(said))
+        for entry in self.words.get("managers", ()):
+            self.machine.facts[Key("manager", entry["name"])] = LinkManager(**entry)
+        for entry in self.words.get("checkpoints", ()):
+            present = self.resources[Ref.parse(entry["object"])].spec_hash
+            self.machine.facts[Key("checkpoint", entry["object"])] = Checkpoint(
+                **{"spec_hash": present, **_snake(entry)}
+            )
         for entry in self.words.get("ledger", ()):
             ref = Ref.parse(entry.pop("object"))
             self.machine.facts[Key("ledger", str(ref))] = Ledger(ref, **_snake(entry))

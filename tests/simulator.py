@@ -170,6 +170,9 @@ class Machine:
         match operation:
             case ops.LinkOp():
                 self._execute_link(operation)
+            case ops.Guarded(operations=operations):
+                for inner in operations:
+                    self._execute_link(inner)
             case ops.LedgerWrite():
                 self._write_ledger(operation)
             case ops.StorageOp():
@@ -577,8 +580,26 @@ class Machine:
                 found = [r for r in link.routes if (r.to, r.via) == (to, via) and r.metric in (metric, 1024)]
                 _demand(found, f"{name} has no route to {to}")
                 self.set_link(name, routes=tuple(r for r in link.routes if r != found[0]))
+            case ops.AddressesMove():
+                self._move_addresses(operation)
             case _:
                 raise Impossible(f"nobody knows how to {operation}")
+
+    def _move_addresses(self, operation: ops.AddressesMove) -> None:
+        """Address and route facts change their link; static ones take their place where the operation says so."""
+        source, target = (
+            self.link(operation.source, operation.source_index),
+            self.link(operation.name, operation.index),
+        )
+        _demand(target.up, f"{target.name} is down")
+        self.set_link(source.name, addresses=(), routes=())
+        if not operation.instead:
+            self.set_link(target.name, addresses=source.addresses, routes=source.routes)
+            return
+        for cidr in operation.instead:
+            self.add_address(target.name, cidr)
+        if operation.gateway:
+            self.set_link(target.name, routes=(*target.routes, Route("default", operation.gateway, 0, "static")))
 
     def _set(self, operation: ops.LinkSet) -> None:
         link = self.link(operation.name, operation.index)

@@ -20,7 +20,8 @@ from kvmd.plan.model import ObjectPlan, Plan
 
 REQUEST_PATIENCE_SECONDS = 10.0
 STUCK_SECONDS = 60.0
-APPROVABLE = frozenset({"VolumeLost", "SnapshotLost", "RestoreNotDone"})  # reasons of Stalled that a person may end
+# Reasons of Stalled that a person may end.
+APPROVABLE = frozenset({"VolumeLost", "SnapshotLost", "RestoreNotDone", "RolledBack"})
 
 
 class DaemonAgent:

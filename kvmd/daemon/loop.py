@@ -45,6 +45,8 @@ def run_daemon(settings: Settings, *, once: bool, reload: Callable[[], Settings]
 
     assembly = assemble(settings, log=note)
     try:
+        for told in assembly.host.checkpoints.recover():
+            logger.warning(told)
         if once:
             report = converge(assembly)
             return print_rest(report)

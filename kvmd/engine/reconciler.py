@@ -283,4 +283,4 @@ def _jobs(steps: tuple[Step, ...]) -> list[Job]:
 
 
 def _needs_libvirt(step: Step) -> bool:
-    return any(not isinstance(operation, ops.LinkOp | ops.LedgerWrite) for operation in step.operations)
+    return any(not isinstance(operation, ops.LinkOp | ops.Guarded | ops.LedgerWrite) for operation in step.operations)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from kvmd import ops
 from kvmd.errors import KvmdError
+from kvmd.host.checkpoint import Checkpoints
 from kvmd.host.files import Files
 from kvmd.host.helpers import lacking
 from kvmd.host.image_store import ImageStore
@@ -21,6 +22,7 @@ from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import Recorder
 from kvmd.host.libvirt_facts import LibvirtFacts
 from kvmd.host.libvirt_reader import Capabilities
+from kvmd.host.link_managers import LinkManagers
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
@@ -49,6 +51,7 @@ class Host:
         self._settings, self._recorder, self._wake = settings, recorder, wake
         self._lock = threading.Lock()
         self.links = Links(namespace)
+        self.checkpoints = Checkpoints(settings.paths.state, self.links, namespace)
         self._links_stale = threading.Event()
         self._links_stale.set()
         self._links_read_at = 0.0
@@ -58,6 +61,7 @@ class Host:
         self._monitor.start()
         self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
+        self._managers = LinkManagers()
         images = ImageStore(os.path.join(settings.paths.state, "images"))
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
         self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
@@ -80,7 +84,9 @@ class Host:
         files = self.files.look(paths)
         host = self._host_fact()
         storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
-        parts = (domains, taps, self._link_facts, files, self.ledger.facts, storage, host)
+        managers = self._managers.look(self._link_facts)
+        network = (self._link_facts, managers, self.checkpoints.facts)
+        parts = (domains, taps, *network, files, self.ledger.facts, storage, host)
         same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
         if same and frozenset(missing) == self._observed.missing:
             return self._observed
@@ -88,7 +94,17 @@ class Host:
             facts, marks = self._observed.facts, self._observed.marks
         else:
             ports = self._look_at_ports(taps)
-            merged = {**domains, **self._link_facts, **ports, **files, **self.ledger.facts, **storage, HOST: host}
+            merged = {
+                **domains,
+                **managers,
+                **self.checkpoints.facts,
+                **self._link_facts,
+                **ports,
+                **files,
+                **self.ledger.facts,
+                **storage,
+                HOST: host,
+            }
             facts, marks = MappingProxyType(merged), marks_of(self._observed, merged)
         self._parts = parts
         self._observed = Observed(facts, marks, frozenset(missing), self._settings.owner)
@@ -100,7 +116,7 @@ class Host:
 
     def mark_stale(self, operation: ops.Op) -> None:
         """What that operation touched must be read again."""
-        if isinstance(operation, ops.LinkOp):
+        if isinstance(operation, ops.LinkOp | ops.Guarded):
             self._links_stale.set()
             return
         if isinstance(operation, ops.StorageOp):
@@ -215,6 +231,8 @@ class Hand:
                     error = self._host.links.execute([operation])[0]
                     if error is not None:
                         raise error
+                case ops.Guarded():
+                    self._host.checkpoints.execute(operation)
                 case ops.LedgerWrite():
                     self._host.ledger.write(operation)
                 case ops.StorageOp():

@@ -41,16 +41,17 @@ class Phase(IntEnum):
 
     CREATE = 0
     MARK = 1
-    RELEASE = 2
-    ENSLAVE = 3
-    ATTRIBUTE = 4
-    PORT_UP = 5
-    BRIDGE_UP = 6
-    ADDRESS_ADD = 7
-    ADDRESS_DELETE = 8
-    ROUTE_ADD = 9
-    ROUTE_DELETE = 10
-    DELETE = 11
+    MOVE_BACK = 2
+    RELEASE = 3
+    ENSLAVE = 4
+    ATTRIBUTE = 5
+    PORT_UP = 6
+    BRIDGE_UP = 7
+    ADDRESS_ADD = 8
+    ADDRESS_DELETE = 9
+    ROUTE_ADD = 10
+    ROUTE_DELETE = 11
+    DELETE = 12
 
 
 class Step(NamedTuple):
@@ -71,6 +72,8 @@ class Batch:
         self.before = before
         self.errors: list[KvmdError | None] = [None] * len(operations)
         self.steps: list[Step] = []
+        self.all_routes: Sequence[bytes] = ()  # of every table, where addresses are to be moved
+        self.neighbours: Sequence[bytes] = ()  # the same
         self._created: dict[str, int] = {}  # name and index of what this batch creates
         self._creators = {
             operation.name: position

@@ -19,10 +19,12 @@ from kvmd.host.link_checks import (
     same_subnet,
 )
 from kvmd.host.link_errors import GONE
+from kvmd.host.link_move import compile_move
 from kvmd.observed import Stacked
 from kvmd.ops import (
     AddressAdd,
     AddressDelete,
+    AddressesMove,
     BridgeCreate,
     LinkDelete,
     LinkOp,
@@ -98,6 +100,8 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
             index = batch.target(name, operation.index)
             batch.add(Phase.ROUTE_ADD, position, encode.add_route(index, to, via, metric), index)
             batch.expect_presence(position, index, Presence(True, "", to, via, metric))
+        case AddressesMove():
+            compile_move(batch, position, operation)
         case RouteDelete():
             _delete_route(batch, position, operation)
         case _:

@@ -24,9 +24,12 @@ from kvmd.host.link_facts import (
     parse_address,
     parse_route,
 )
-from kvmd.host.rtnetlink import GETADDR, GETLINK, GETROUTE, Namespace, RouteSocket
+from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES
+from kvmd.host.link_record import Record, Restored, record_of, restore
+from kvmd.host.neighbours import Neighbours
+from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, Namespace, RouteSocket
 from kvmd.observed import Address, Key, Link, Route
-from kvmd.ops import LinkDelete, LinkOp, TapCreate, TapOwner
+from kvmd.ops import AddressesMove, LinkDelete, LinkOp, TapCreate, TapOwner
 
 # Deleting a bridge holds the kernel's network lock for 20 to 45 ms: at most 4 a second.
 BRIDGE_DELETE_PAUSE_SECONDS: Final = 0.25
@@ -126,6 +129,9 @@ class Links:
         with self._lock:
             try:
                 batch = Batch(operations, self._reader.read())
+                if any(isinstance(operation, AddressesMove) for operation in operations):
+                    batch.all_routes = self._all_routes()
+                    batch.neighbours = self._writer.dump(GETNEIGH, ALL_NEIGHBOURS).bodies
             except KvmdError as error:
                 return [error for _ in operations]
             try:
@@ -138,6 +144,29 @@ class Links:
             if batch.errors[position] is None and batch.is_bridge_delete(operation):
                 batch.errors[position] = self._delete_bridge(operation)
         return batch.errors
+
+    def _all_routes(self) -> list[bytes]:
+        """Those of every table. Raises Retry where they changed while they were listed."""
+        routes = self._writer.dump(GETROUTE, ALL_ROUTES)
+        if not routes.complete:
+            raise Retry(
+                "the routes changed while they were listed", hint="kvmd looks again; to look: ip monitor route"
+            )
+        return routes.bodies
+
+    def record(self, names: Sequence[str], created: Sequence[tuple[str, str]]) -> Record:
+        """The exact state of links, and names and marks of bridges that are about to be made. Raises Retry."""
+        with self._lock:
+            return record_of(self._reader.read(), self._all_routes(), names, created)
+
+    def restore(self, record: Record) -> Restored:
+        """Bring links back to a record, from wherever they are now."""
+        with self._lock:
+            return restore(record, lambda: (self._reader.read(), self._all_routes()), self._writer.batch)
+
+    def neighbours(self) -> Neighbours:
+        """Who answers on the links of this namespace."""
+        return Neighbours(self._namespace)
 
     def _make_taps(self, batch: Batch) -> None:
         for position, operation in enumerate(batch.operations):

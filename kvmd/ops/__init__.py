@@ -6,6 +6,7 @@ Each operation says what it costs the guests (its impact) and describes itself i
 from __future__ import annotations
 
 from kvmd.ops.base import Impact, Op
+from kvmd.ops.checkpoint import AddressesMove, Guarded
 from kvmd.ops.domain import (
     DomainAttach,
     DomainDefine,
@@ -75,6 +76,7 @@ from kvmd.ops.storage import (
 __all__ = [
     "AddressAdd",
     "AddressDelete",
+    "AddressesMove",
     "BridgeCreate",
     "DomainAttach",
     "DomainDefine",
@@ -90,6 +92,7 @@ __all__ = [
     "DomainStart",
     "DomainUndefine",
     "DomainUpdateDevice",
+    "Guarded",
     "ImageFetch",
     "ImageMark",
     "ImageRemove",

@@ -167,6 +167,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.disks.url": {"format": "raw"},
     "VirtualMachine.spec.disks.access": {"format": "raw", "url": "nbd://a.example"},
     "VirtualMachine.spec.disks.media.access": {"url": "https://a.example/b.iso"},
+    "Bridge.spec.addresses.gateway": {"from": "Static", "static": ["10.0.0.1/24"]},
 }
 
 

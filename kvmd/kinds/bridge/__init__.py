@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from kvmd import ops
 from kvmd.api.mark import derived_mac
-from kvmd.api.quantity import Boolean, Integer, InterfaceAddress, LinkName
+from kvmd.api.quantity import Boolean, Integer, LinkName
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.errors import Blocked, Refused
+from kvmd.kinds.bridge.uplink import Addresses, Safety, Uplink
 from kvmd.observed import Key, Link, Network, Observed, Ports
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import (
@@ -29,37 +28,21 @@ from kvmd.plan.links import (
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Described, Draft
+from kvmd.plan.uplinks import (
+    KERNEL_DELAY_SECONDS,
+    Guard,
+    carried,
+    carrier_of,
+    carries,
+    check_carrier,
+    home_of,
+    is_risky,
+    rejected,
+)
 
 KIND = "Bridge"
 PLURAL = "bridges"
 SHORT = "br"
-
-
-class Uplink(SpecModel):
-    """A NIC that becomes a port of the bridge."""
-
-    name: LinkName = leaf(about="Name of the link on the host.", example="eno1")
-
-
-class Addresses(SpecModel):
-    """Where the bridge's own addresses come from."""
-
-    from_: Literal["Uplink", "Static", "None"] = leaf(
-        "None",
-        alias="from",
-        about="None: no address of its own. Static: those under `static`. Uplink: move the uplink's addresses and "
-        "routes; refused while the uplink carries any, because that move is not safe yet.",
-        example="Static",
-    )
-    static: tuple[InterfaceAddress, ...] = leaf(
-        (), about="Addresses in CIDR form, for `from: Static`.", example=["10.0.0.1/24"]
-    )
-
-    @model_validator(mode="after")
-    def _agree(self) -> Addresses:
-        if self.static and self.from_ != "Static":
-            raise ValueError(f"static addresses are written, but from is {self.from_}; write `from: Static`")
-        return self
 
 
 class Spec(SpecModel):
@@ -83,6 +66,7 @@ class Spec(SpecModel):
         le=65535,
     )
     addresses: Addresses = branch(factory=Addresses, about="The bridge's own addresses.")
+    safety: Safety = branch(factory=Safety, about="Proof and rollback of changes that could cut the host off.")
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the bridge, or only take the mark off.", example="Delete"
     )
@@ -98,6 +82,7 @@ class State:
     mtu: int | Leave = field(metadata=at("mtu"))
     addresses: tuple[str, ...] = field(metadata=at("addresses.static"))
     uplinks: tuple[str, ...] = field(metadata=at("uplinks"))
+    gateway: str | Leave | None = field(default=LEAVE, metadata=at("addresses.gateway"))
 
 
 def describe(key: Key, observed: Observed) -> Described | None:
@@ -155,7 +140,10 @@ def plan(ref: Ref, look: Look) -> Draft:
     spec, key = resource.spec, look.key(ref)
     link = link_of(look, key)
     same_kind_or_refuse(ref, link, "bridge")
-    uplinks = [_uplink(ref, uplink.name, key.name, look) for uplink in spec.uplinks]
+    stalled = rejected(ref, resource.spec_hash, look)
+    if stalled is not None:
+        return Draft(conditions=(stalled,), status=_status(link, look, key.name), settled=False)
+    uplinks = [_uplink(ref, uplink.name, spec.addresses, key.name, look) for uplink in spec.uplinks]
     want = _wanted(spec, link, uplinks)
     seen = _seen(link, want, look, ref)
     changes = _owned(differences(seen, want), resource, look) if seen else ()
@@ -168,6 +156,9 @@ def plan(ref: Ref, look: Look) -> Draft:
     else:
         operations[1:1] = [ops.LinkSet(port.name, port.index, master=key.name, up=True) for port in ports]
     reason = f"ports {', '.join(port.name for port in ports)} go back" if ports and not changes and link else ""
+    if is_risky(operations, link, [*uplinks, *_former(resource, look)]):
+        reason = reason if changes else reason or operations[0].describe()
+        operations = [_guard(resource).over(key.name, operations)]
     return Draft(
         tuple(operations),
         changes,
@@ -199,11 +190,37 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         port = link_of(look, Key("link", name))
         if port is not None and name not in leaving:
             operations.append(ops.LinkSet(name, port.index, master="", port_mark=""))
+    home = home_of(link, written, [name for name in members if name in ours], look)
+    if home is not None and applied is not None:
+        guard = _guard_of(str(ref), f"removal of {applied.spec_hash}", Spec.model_validate(written))
+        stalled = rejected(ref, guard.spec_hash, look)
+        if stalled is not None:
+            return Draft(conditions=(stalled,))
+        operations.append(ops.AddressesMove(home.name, home.index, link.name, link.index, carried(link)))
+        operations = [guard.over(link.name, operations)]
     operations.append(ops.LinkDelete(link.name, link.index, alias=link.alias))
     return Draft(tuple(operations))
 
 
-def _uplink(ref: Ref, name: str, bridge: str, look: Look) -> Link:
+def _former(resource: Resource, look: Look) -> list[Link]:
+    """The uplinks that were applied before."""
+    names = [str(item.get("name")) for item in _written(resource.ref, look).get("uplinks", ())]
+    return [link for name in names if (link := link_of(look, Key("link", name))) is not None]
+
+
+def _guard(resource: Resource) -> Guard:
+    assert isinstance(resource.spec, Spec)
+    return _guard_of(str(resource.ref), resource.spec_hash, resource.spec)
+
+
+def _guard_of(name: str, spec_hash: str, spec: Spec) -> Guard:
+    probe, delay = spec.safety.probe, spec.forward_delay_seconds or KERNEL_DELAY_SECONDS
+    blocking = 2.0 * delay if spec.stp else 0.0  # listening, then learning
+    after = float(spec.safety.rollback_after_seconds)
+    return Guard(name, spec_hash, probe.default_gateway, probe.addresses, after, blocking)
+
+
+def _uplink(ref: Ref, name: str, addresses: Addresses, bridge: str, look: Look) -> Link:
     """The uplink's fact, or the reason why it cannot be one."""
     allowed = look.rules.uplinks
     if allowed != "*" and name not in allowed:
@@ -213,24 +230,13 @@ def _uplink(ref: Ref, name: str, bridge: str, look: Look) -> Link:
     link = link_of(look, Key("link", name))
     if link is None:
         raise Blocked(f"{ref}: waits for link {name}, which the host does not have", hint="see: ip link")
-    if link.master == bridge:
-        return link
-    if link.master:
+    if link.master not in ("", bridge):
         raise Refused(
             f"{ref}: uplink {name} is a port of {link.master}", hint=f"release it first: ip link set {name} nomaster"
         )
-    carried = [
-        *addresses_of(link),
-        *(address.cidr for address in link.addresses if not address.permanent and address.scope == "global"),
-    ]
-    # The kernel gives every link that is up a route for fe80::/64, which goes with it.
-    routes = [route for route in link.routes if not route.to.startswith("fe80:")]
-    if carried or routes:
-        what = ", ".join(dict.fromkeys(carried)) or "routes"
-        raise Refused(
-            f"{ref}: uplink {name} carries {what}; as a port it would cut that off, and moving it is not safe yet",
-            hint="use a NIC without addresses",
-        )
+    move = addresses.from_ != "None"
+    if carries(link) and (move or not link.master):
+        check_carrier(ref, link, move, addresses.dynamic == "Move" or addresses.from_ == "Static", look)
     return link
 
 
@@ -244,6 +250,7 @@ def _wanted(spec: Spec, link: Link | None, uplinks: list[Link]) -> State:
         mtu=LEAVE if spec.mtu is None else spec.mtu,
         addresses=tuple(sorted(set(spec.addresses.static))),
         uplinks=tuple(sorted(uplink.name for uplink in uplinks)),
+        gateway=spec.addresses.gateway or LEAVE,
     )
 
 
@@ -261,7 +268,12 @@ def _seen(link: Link | None, want: State, look: Look, ref: Ref) -> State | None:
         mtu=link.mtu,
         addresses=tuple(sorted(set(addresses_of(link, addresses)) & addresses)),
         uplinks=tuple(sorted(set(_ports(look, link.name).members) & uplinks)),
+        gateway=want.gateway if _has_gateway(link, want.gateway) else None,
     )
+
+
+def _has_gateway(link: Link, gateway: str | Leave | None) -> bool:
+    return any(route.to == "default" and route.via == gateway for route in link.routes)
 
 
 def _written(ref: Ref, look: Look) -> Mapping[str, Any]:
@@ -281,14 +293,29 @@ def _create(resource: Resource, link: Link | None, uplinks: list[Link], look: Lo
     spec, name = resource.spec, look.key(resource.ref).name
     assert isinstance(spec, Spec)
     machine = look.host().machine_id
-    mac = uplinks[0].mac if uplinks else derived_mac(machine, look.rules.owner, resource.ref, "bridge")
+    carrier = carrier_of(resource.ref, uplinks)
+    mac = (carrier or uplinks[0]).mac if uplinks else derived_mac(machine, look.rules.owner, resource.ref, "bridge")
     delay = None if spec.forward_delay_seconds is None else float(spec.forward_delay_seconds)
     operations: list[ops.Op] = [
         ops.BridgeCreate(name, alias_for(resource, None, look), mac, spec.mtu, spec.stp, delay)
     ]
     operations += [_enslave(uplink, name) for uplink in uplinks]
     operations.append(ops.LinkSet(name, up=True))
-    operations += address_operations(None, name, spec.addresses.static, ())[0]
+    return operations + (_move(carrier, name, 0, spec) if carrier else _addresses(None, name, spec, ()))
+
+
+def _move(carrier: Link, name: str, index: int, spec: Spec) -> list[ops.Op]:
+    """What the carrier has goes to the bridge, or gives way to what the spec says."""
+    static, gateway = normal_addresses(spec.addresses.static), spec.addresses.gateway or ""
+    return [ops.AddressesMove(name, index, carrier.name, carrier.index, carried(carrier), static, gateway)]
+
+
+def _addresses(link: Link | None, name: str, spec: Spec, before: Any) -> list[ops.Op]:
+    """Add what is missing, then remove what was ours and is not asked for."""
+    operations = address_operations(link, name, spec.addresses.static, before)[0]
+    gateway = spec.addresses.gateway
+    if gateway and (link is None or not _has_gateway(link, gateway)):
+        operations.append(ops.RouteAdd(name, link.index if link else 0, "default", gateway))
     return operations
 
 
@@ -318,13 +345,21 @@ def _change(resource: Resource, link: Link, want: State, changes: tuple[Change, 
             operations.append(_enslave(port, link.name))
     if any(value is not None for value in attributes.values()):
         operations.append(ops.LinkSet(link.name, link.index, **attributes))
-    former = written.get("addresses", {}).get("static", ())
-    more, _ = address_operations(link, link.name, spec.addresses.static, former)
-    operations += more
-    for item in written.get("uplinks", ()):
-        port = link_of(look, Key("link", str(item.get("name"))))
-        if port is not None and port.name not in want.uplinks and port.master == link.name:
-            operations.append(ops.LinkSet(port.name, port.index, master="", port_mark=""))
+    former = written.get("addresses", {})
+    present = [port for name in want.uplinks if (port := link_of(look, Key("link", name))) is not None]
+    carrier = carrier_of(resource.ref, present) if spec.addresses.from_ != "None" else None
+    if carrier is not None:
+        operations += _move(carrier, link.name, link.index, spec)
+    else:
+        operations += _addresses(link, link.name, spec, former.get("static", ()))
+    released = [p for p in _former(resource, look) if p.name not in want.uplinks and p.master == link.name]
+    operations += [ops.LinkSet(port.name, port.index, master="", port_mark="") for port in released]
+    home = home_of(link, written, [port.name for port in released], look)
+    if home is not None and not want.uplinks and spec.addresses.from_ != "Static":
+        operations.append(ops.AddressesMove(home.name, home.index, link.name, link.index, carried(link)))
+    old = former.get("gateway")
+    if old and old != spec.addresses.gateway and _has_gateway(link, old):
+        operations.append(ops.RouteDelete(link.name, link.index, "default", old))
     return operations
 
 
