@@ -15,9 +15,9 @@ from kvmd.daemon.session import Session
 from kvmd.errors import KvmdError
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Domain, Key, Marked, Network, Observed, Pool
-from kvmd.plan.model import Controller, Describer, Desired, Memory, ObjectPlan, Rules
+from kvmd.plan.model import Controller, Desired, Memory, ObjectPlan, Rules
 from kvmd.plan.planner import make_plan
-from kvmd.plan.wording import cut
+from kvmd.plan.wording import Describer, cut
 from kvmd.render.values import sized
 
 ROUNDS = 100  # one word is taken out a round

@@ -14,8 +14,9 @@ from kvmd.api.schema import Update, leaf
 from kvmd.errors import Refused
 from kvmd.observed import Key, Observed, Pool
 from kvmd.plan.look import Look
-from kvmd.plan.model import Described, Draft
+from kvmd.plan.model import Draft
 from kvmd.plan.paths import refuse_outside
+from kvmd.plan.wording import Described
 
 KIND = "StoragePool"
 PLURAL = "storagepools"

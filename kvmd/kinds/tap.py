@@ -15,7 +15,8 @@ from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
 from kvmd.plan.look import Look
-from kvmd.plan.model import Described, Draft
+from kvmd.plan.model import Draft
+from kvmd.plan.wording import Described
 
 KIND = "Tap"
 PLURAL = "taps"

@@ -27,7 +27,8 @@ from kvmd.plan.links import (
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
-from kvmd.plan.model import Described, Draft
+from kvmd.plan.model import Draft
+from kvmd.plan.wording import Described
 
 KIND = "Tun"
 PLURAL = "tuns"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from kvmd.api.mark import Mark
 from kvmd.api.resource import EMPTY, Claim, Ref, Reference, Resource, SpecModel, leaf_paths
 from kvmd.api.status import Condition, Pending
-from kvmd.observed import Key, Observed
+from kvmd.observed import Key
 from kvmd.ops import Impact, Op
 from kvmd.plan.difference import Change
 
@@ -353,22 +353,6 @@ class FileProvider(Protocol):
 
     def file_of(self, ref: Ref, look: Look) -> tuple[str, str] | None:
         """Path and format of the file, there or not yet; None where nobody knows the object."""
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """An object of the host in the words of the language; *unsaid* is what those words do not reach."""
-
-    spec: dict[str, Any]
-    unsaid: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Describer(Protocol):
-    """A kind that can say in a spec what is on the host (`kvmd import`)."""
-
-    def describe(self, key: Key, observed: Observed) -> Described | None:
-        """The spec of what stands there; None where it is no object of this kind that a spec could own."""
 
 
 class Controller(Protocol):

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
 
+from kvmd.observed import Key, Observed
 from kvmd.plan.difference import LEAVE
 
 Wording = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An object of the host in the words of the language; *unsaid* is what those words do not reach."""
+
+    spec: dict[str, Any]
+    unsaid: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Describer(Protocol):
+    """A kind that can say in a spec what is on the host (`kvmd import`)."""
+
+    def describe(self, key: Key, observed: Observed) -> Described | None:
+        """The spec of what stands there; None where it is no object of this kind that a spec could own."""
 
 
 def said(

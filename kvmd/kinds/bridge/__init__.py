@@ -27,7 +27,7 @@ from kvmd.plan.links import (
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
-from kvmd.plan.model import Described, Draft
+from kvmd.plan.model import Draft
 from kvmd.plan.uplinks import (
     KERNEL_DELAY_SECONDS,
     Guard,
@@ -39,6 +39,7 @@ from kvmd.plan.uplinks import (
     is_risky,
     rejected,
 )
+from kvmd.plan.wording import Described
 
 KIND = "Bridge"
 PLURAL = "bridges"

@@ -7,8 +7,7 @@ from typing import Any
 from kvmd import xmlmap
 from kvmd.kinds.network.document import State, Subnet
 from kvmd.observed import Key, Network, Observed
-from kvmd.plan.model import Described
-from kvmd.plan.wording import said
+from kvmd.plan.wording import Described, said
 
 _SAID = frozenset({"name", "uuid", "metadata", "forward", "bridge", "mac", "domain", "ip"})
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark, derived_uuid
@@ -13,20 +12,21 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import ageing, direct, document, graphics, install, power, snapshots
-from kvmd.kinds.virtual_machine.board import followers, is_password_alone, written_at_boot
-from kvmd.kinds.virtual_machine.cloud_init import SEED, redacted
+from kvmd.kinds.virtual_machine.board import is_password_alone, written_at_boot
+from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.describe import describe
-from kvmd.kinds.virtual_machine.domain import FOREIGN, Known, State, read
+from kvmd.kinds.virtual_machine.domain import Known, State, read
 from kvmd.kinds.virtual_machine.firmware import deletes_nvram
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
-from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of, prepare
+from kvmd.kinds.virtual_machine.origins import Origins, attached_to, needs_of, objects_of, prepare, resolves
+from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.restart import due, on_reboot, reboots_to_apply
-from kvmd.kinds.virtual_machine.spec import DEFAULT_SERIAL, Spec
+from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.kinds.virtual_machine.status import status_of
 from kvmd.kinds.virtual_machine.waits import absent_files, consoles_of, files_of, possible, refuse_odd_consoles
 from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
-from kvmd.observed import Domain, Key
-from kvmd.plan.difference import Change, differences, is_owned
+from kvmd.observed import Domain, Key, Ledger
+from kvmd.plan.difference import Change, differences
 from kvmd.plan.look import Look
 from kvmd.plan.model import Applied, Boot, Draft, Window
 from kvmd.plan.paths import refuse_outside
@@ -88,6 +88,41 @@ def usable(ref: Ref, look: Look) -> bool:
     return isinstance(fact, Domain) and fact.active
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the spec asks for once every word in it is resolved, and the definition in the same names."""
+
+    resource: Resource
+    installing: str
+    origins: Origins
+    uuid: str
+    known: Known
+    config: State | None
+    want: Wanted
+
+
+def _wish(resource: Resource, domain: Domain | None, ledger: Ledger, look: Look) -> _Wish:
+    ref = resource.ref
+    assert isinstance(resource.spec, Spec)
+    installing = install.stage(resource.spec, domain, ledger)
+    spec = install.with_installer(resource.spec, installing)
+    resource = replace(resource, spec=spec)
+    refuse_outside(ref, files(spec), look)
+    refuse_odd_consoles(ref, spec, look)
+    root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
+    # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
+    unresolved = read(root, Known()) if root is not None and resolves(spec) else None
+    uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
+    origins = prepare(ref, spec, uuid, unresolved, look)
+    origins = replace(origins, spec=snapshots.on_overlays(resource, origins.spec, domain, look))
+    known = known_devices(resource, origins.spec, look)
+    config = read(root, known) if root is not None else None
+    want = wanted(resource, origins.spec, domain, config, look)
+    want = replace(want, resolved=dict(want.resolved) | dict(origins.files) | dict(origins.drives.resolved))
+    _refuse_renames(ref, config, want.state)
+    return _Wish(resource, installing, origins, uuid, known, config, want)
+
+
 def plan(ref: Ref, look: Look) -> Draft:
     """Definition first, then the running self, then power."""
     resource = look.spec(ref)
@@ -95,48 +130,29 @@ def plan(ref: Ref, look: Look) -> Draft:
     fact = look.fact(look.key(ref))
     domain = fact if isinstance(fact, Domain) else None
     ledger = power.ledger_of(ref, look)
-    installing = install.stage(resource.spec, domain, ledger)
-    resource = replace(resource, spec=install.with_installer(resource.spec, installing))
+    wish = _wish(resource, domain, ledger, look)
+    resource, origins, config, want, known = wish.resource, wish.origins, wish.config, wish.want, wish.known
     assert isinstance(resource.spec, Spec)
-    refuse_outside(ref, files(resource.spec), look)
-    refuse_odd_consoles(ref, resource.spec, look)
-    root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
-    # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
-    by_object = objects_of(resource.spec) or resource.spec.cloud_init is not None
-    unresolved = read(root, Known()) if root is not None and by_object else None
-    uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
-    origins = prepare(ref, resource.spec, uuid, unresolved, look)
-    origins = replace(origins, spec=snapshots.on_overlays(resource, origins.spec, domain, look))
-    known = known_devices(resource, origins.spec, look)
-    config = read(root, known) if root is not None else None
-    want = wanted(resource, origins.spec, domain, config, look)
-    want = replace(want, resolved=dict(want.resolved) | dict(origins.files) | dict(origins.drives.resolved))
-    _refuse_renames(ref, config, want.state)
+    installing = wish.installing
     changes, definition = _definition(resource, domain, config, want, known, look)
     running, live = _running(resource, domain, config, want, known, look)
     absent = absent_files(resource.spec, look)
-    # A guest that could not start again is not shut down for the sake of a restart.
     aged = ageing.conditions(resource.spec, domain, want.state.machine, look)
     able = origins.startable and not any(item.reason != "MachineDeprecated" for item in aged)
-    startable = (
-        not absent
-        and able
-        and direct.ready(resource.spec, look)
-        and all(look.usable(ref) for ref in objects_of(resource.spec))
-    )
+    # A guest that could not start again is not shut down for the sake of a restart.
+    startable = not absent and able and _stands(resource.spec, look)
     wanted_now, at_window = _restarts(resource, domain, running, look)
     restart = startable and wanted_now and installing != install.STARTED
     busy = snapshots.under_way(ref, look) if domain is not None else ""
-    acts = power.decide(resource, domain, restart, uuid, look)
+    acts = power.decide(resource, domain, restart, wish.uuid, look)
     ends = startable and bool(running.pending), installing == install.STARTED
     live_operations = () if acts.stops else (*running.operations, *on_reboot(resource, domain, ends, look))
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, not able)
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
     operations = (*operations, *origins.drives.operations)  # last: what they wait for holds up nothing else
-    if config is None and origins.drives.operations:
-        operations = origins.drives.operations  # the guest counts its disks in one go: vda, vdb, ...
-    else:
-        operations = (*install.before_definition(ref, installing, ledger), *operations)
+    first = install.before_definition(ref, installing, ledger)
+    alone = config is None and origins.drives.operations  # the guest counts its disks in one go: vda, vdb, ...
+    operations = origins.drives.operations if alone else (*first, *operations)
     told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
     conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want), *aged)
     wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
@@ -165,6 +181,11 @@ def plan(ref: Ref, look: Look) -> Draft:
         or _own_start(resource, domain, operations)
         or is_password_alone(changes),
     )
+
+
+def _stands(spec: Spec, look: Look) -> bool:
+    """True where everything that it stands on can be used now."""
+    return direct.ready(spec, look) and all(look.usable(ref) for ref in objects_of(spec))
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:
@@ -267,7 +288,7 @@ def _definition(
         mark = _mark(resource, owner, uuid, before, want)
         xml = document.create(name, uuid, host.architecture, want.state, mark)
         return (), (ops.DomainDefine(name, uuid, xml, creates=True, secrets=want.state.secrets),)
-    changes = _owned(differences(config, want.state), resource, applied)
+    changes = owned_changes(differences(config, want.state), resource, applied)
     before = domain.mark if domain.mark is not None and domain.mark.ref == resource.ref else None
     if before is None and applied is not None and applied.generation:
         before = Mark(owner, resource.ref, applied.spec_hash, applied.generation)
@@ -292,62 +313,6 @@ def _mark(resource: Resource, owner: str, uuid: str, before: Mark | None, want: 
     return replace(mark, written=redacted(mark.written))
 
 
-def _owned(
-    found: Any, resource: Resource, applied: Applied | None, before: frozenset[str] = frozenset()
-) -> tuple[Change, ...]:
-    """The differences that are ours: written now or before; devices that no spec ever named are left alone."""
-    owned = resource.owned | (applied.owned if applied else frozenset()) | before
-    found = tuple(found)
-    follows = {
-        path
-        for change in found
-        if change.path != "accelerator" or is_owned("accelerator", owned)
-        for path in _implied(change, resource.spec)
-    }
-    follows |= followers(found, owned)
-    if _lists_serials(owned) and not _lists_serials(resource.owned):
-        follows.add(f"devices.serial[{DEFAULT_SERIAL.name}]")
-    return tuple(
-        change
-        for change in found
-        if f"[{FOREIGN}" not in change.path
-        and not (change.path.endswith(".format") and change.after is None)  # an empty tray has none
-        and (
-            change.always or is_owned(change.path, owned) or change.path in follows or _is_source(change.path, owned)
-        )
-    )
-
-
-def _lists_serials(paths: frozenset[str]) -> bool:
-    return any(path.startswith("devices.serial") for path in paths)
-
-
-def _implied(change: Change, spec: Any) -> tuple[str, ...]:
-    """Leaves that nobody wrote and that must follow one that somebody wrote, or libvirt refuses the whole."""
-    assert isinstance(spec, Spec)
-    asked = {"cpu.maxVcpus": spec.cpu.vcpus, "memory.maxGuest": spec.memory.guest}.get(change.path)
-    if asked is not None and asked > change.before:
-        return (change.path, "cpu.topology") if change.path == "cpu.maxVcpus" else (change.path,)
-    if change.path == "cpu.topology" and spec.cpu.topology is not None:
-        return ("cpu.maxVcpus",)
-    return ("cpu.model",) if change.path == "accelerator" else ()
-
-
-def _is_source(path: str, owned: frozenset[str]) -> bool:
-    """A CD-ROM's source is written as ``media``, a disk's may be a ``volume``, a kernel's an ``image``."""
-    if path.startswith(f"disks[{install.TRAY}]"):
-        return is_owned("install", owned)
-    if path.startswith(f"disks[{SEED}]"):
-        return is_owned("cloudInit", owned)
-    device, _, leaf = path.rpartition(".")
-    if path.startswith("kernelBoot."):
-        return leaf == "path" and is_owned(device, owned)
-    words = {"path": ("media", "volume", "image", "url", "path"), "format": ("media", "volume", "image")}.get(
-        leaf, ()
-    )
-    return path.startswith("disks[") and any(is_owned(f"{device}.{word}", owned) for word in words)
-
-
 def _running(
     resource: Resource, domain: Domain | None, config: State | None, want: Wanted, known: Known, look: Look
 ) -> tuple[LiveChanges, State | None]:
@@ -355,7 +320,8 @@ def _running(
         return LiveChanges(), None
     root = xmlmap.parse(domain.live)
     live = read(root, known)
-    found = _owned(differences(live, want.state), resource, look.applied(resource.ref), written_at_boot(domain))
+    applied = look.applied(resource.ref)
+    found = owned_changes(differences(live, want.state), resource, applied, written_at_boot(domain))
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(resource, domain))
     ledger = power.ledger_of(resource.ref, look)

@@ -9,8 +9,7 @@ from kvmd.api.quantity import format_quantity
 from kvmd.kinds.virtual_machine.domain import FOREIGN, DiskState, Known, NicState, State, read
 from kvmd.kinds.virtual_machine.nic import ATTACHMENTS
 from kvmd.observed import Domain, Key, Observed
-from kvmd.plan.model import Described
-from kvmd.plan.wording import Wording, put, said
+from kvmd.plan.wording import Described, Wording, put, said
 from kvmd.xmlmap import Element
 
 # What the language reaches, or libvirt adds to every domain by itself.

@@ -72,6 +72,12 @@ def objects_of(spec: Spec) -> tuple[Ref, ...]:
     return tuple(dict.fromkeys((*(ref for ref in found if ref is not None), *boots_from(spec))))
 
 
+def resolves(spec: Spec) -> bool:
+    """True where words of the spec stand for files that planning finds: objects, servers, the seed of cloud-init."""
+    served = (url for disk in spec.disks for url in (disk.url, disk.media and disk.media.url))
+    return spec.cloud_init is not None or bool(objects_of(spec)) or any(served)
+
+
 def attached_to(nic: Interface) -> Ref | None:
     """The object that a NIC is attached to; None for user-mode networking."""
     kinds = {"network": "Network", "bridge": "Bridge", "tap": "Tap"}

@@ -31,9 +31,9 @@ class Startup(SpecModel):
 class Dependency(SpecModel):
     """A condition of another object that must be True before the guest starts."""
 
-    kind: Literal["Bridge", "Image", "Network", "StoragePool", "Tap", "Tun", "VirtualMachine", "Volume"] = leaf(
-        about="Kind of the object.", example="VirtualMachine"
-    )
+    kind: Literal[
+        "Bridge", "Image", "Network", "StoragePool", "Tap", "Tun", "VirtualMachine", "Vlan", "Volume", "Vxlan"
+    ] = leaf(about="Kind of the object.", example="VirtualMachine")
     name: DeviceName = leaf(about="Its metadata.name.", example="db")
     condition: Literal["Ready"] = leaf(
         "Ready",
