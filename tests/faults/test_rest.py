@@ -149,7 +149,8 @@ def on_this_machine(text: str, folder: Path, server: ImageServer) -> str:
     for name in re.findall(r'"https?://\S+/(\S+\.qcow2)"', text):
         make_image(server.folder / name)
         sums.append(f"{hashlib.sha512((server.folder / name).read_bytes()).hexdigest()}  {name}\n")
-    (server.folder / "SHA512SUMS").write_text("".join(sums))
+    with (server.folder / "SHA512SUMS").open("a") as listed:
+        listed.writelines(sums)
     return re.sub(r'"https?://\S+/(\S+)"', rf'"{URL}/\1"', text)
 
 
@@ -158,6 +159,24 @@ def make_image(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     image = "qcow2" if path.suffix == ".qcow2" else "raw"
     subprocess.run(["qemu-img", "create", "-q", "-f", image, str(path), "8M"], check=True)
+
+
+# What examples name and this machine has not: test_drives.py has real servers for the first.
+ELSEWHERE = {"vm-drives.yaml"}
+
+
+def make_nic(hermetic: Hermetic) -> None:
+    """The NIC of the examples, with an address that a bridge can take over."""
+    hermetic.run("ip", "link", "add", "eno1", "type", "veth", "peer", "name", "far-end")
+    hermetic.run("ip", "link", "set", "far-end", "up")
+    hermetic.run("ip", "addr", "add", "192.0.2.1/24", "dev", "eno1")
+    hermetic.run("ip", "link", "set", "eno1", "up")
+
+
+def can_be(agent: Agent, name: str) -> bool:
+    """False for a kind of link that this kernel does not have: it says so, and what to type."""
+    stalled = agent.condition(name, "Stalled")
+    return not stalled or stalled["reason"] != "Unsupported" or "modprobe" not in stalled["message"]
 
 
 EXAMPLES = sorted(path for path in (REPOSITORY / "specs").iterdir() if any(path.rglob("*.yaml")))
@@ -169,13 +188,16 @@ def test_an_example_that_converged_plans_to_nothing(hermetic: Hermetic, tmp_path
     wipe(hermetic)
     agent = Agent(hermetic, tmp_path)
     server = ImageServer(agent, tmp_path)
+    make_nic(hermetic)
     try:
         for path in example.rglob("*.yaml") if example.is_dir() else [example]:
+            if path.name in ELSEWHERE:
+                continue
             agent.write(path.name, on_this_machine(path.read_text(), tmp_path, server))
         agent.kvmd("plan", "--detailed-exitcode", code=2)
         agent.start()
         names = agent.kvmd("get", "all", "-o", "name").split()
-        agent.wait_ready(*names, seconds=120)
+        agent.wait_ready(*(name for name in names if can_be(agent, name)), seconds=120)
         agent.kvmd("plan", "--detailed-exitcode")
         agent.stop()
         agent.kvmd("plan", "--detailed-exitcode")

@@ -182,7 +182,7 @@ def wipe(hermetic: Hermetic) -> None:
     found = inventory(hermetic)
     for name in found["domains"]:
         hermetic.virsh("destroy", name, check=False)
-        hermetic.virsh("undefine", name, check=False)
+        hermetic.virsh("undefine", name, "--snapshots-metadata", "--nvram", check=False)
     for name in found["networks"]:
         hermetic.virsh("net-destroy", name, check=False)
         hermetic.virsh("net-undefine", name, check=False)
@@ -190,5 +190,5 @@ def wipe(hermetic: Hermetic) -> None:
         hermetic.virsh("pool-destroy", name, check=False)
         hermetic.virsh("pool-undefine", name, check=False)
     for name, item in hermetic.links().items():
-        if item.get("linkinfo", {}).get("info_kind") in ("bridge", "tun"):
+        if item.get("linkinfo", {}).get("info_kind") in ("bridge", "tun", "vlan", "vxlan", "veth"):
             hermetic.run("ip", "link", "del", name, check=False)
