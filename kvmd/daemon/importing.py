@@ -77,11 +77,18 @@ def import_object(controller: Controller, key: Key, observed: Observed, rules: R
             document = {"apiVersion": API_VERSION, "kind": ref.kind}
             metadata = {"name": ref.name, "annotations": {ANNOTATION_ADOPT: adopt}}
             return Imported(ref, document | {"metadata": metadata, "spec": short}, tuple(dict.fromkeys(unsaid)))
-        taken = [path for path in paths if cut(spec, path)]
+        taken = [taken for path in paths if (taken := _take_out(spec, path))]
         if not taken:
             raise KvmdError(f"a spec would change {', '.join(paths)}")
         unsaid += taken
     raise KvmdError("no spec of it plans to no change")
+
+
+def _take_out(spec: dict[str, Any], path: str) -> str:
+    """Take out that leaf, or, where it is a default that came with others, the nearest branch above; what went."""
+    while path and not cut(spec, path):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _is_ours(observed: Observed, key: Key) -> bool:

@@ -25,7 +25,9 @@ def on_overlays(resource: Resource, spec: Spec, domain: Domain | None, look: Loo
     if applied is not None and applied.of_this(resource):
         # Somebody else's snapshot, of which libvirt was to note nothing. Had the spec changed, its word would count.
         under = {**dict(_chains(domain)), **under}
-    active = {path: top for top in _sources(domain) for path in _below(top, under)}
+    # A file that is a disk of its own besides is where its own disk says, not where another's chain leads.
+    sources = frozenset(_sources(domain))
+    active = {path: top for top in sources for path in _below(top, under) if path not in sources}
     if not active:
         return spec
     return spec.model_copy(update={"disks": tuple(_over(disk, active) for disk in spec.disks)})
