@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_guests_start_in_order_after_a_boot_of_the_host(agent: Agent) -> None:
         agent.write(f"{name}.yaml", vm(name, "Always", more=f"  startup: {{order: {order}, delaySeconds: 1}}"))
     broken = "  startup: {order: 5}\n  disks: [{name: root, path: /nowhere/disk.raw, format: raw}]"
     agent.write("dd.yaml", vm("dd", "Always", more=broken))
+    time.sleep(0.3)  # at a boot every file has been there for long: none may settle before the others
     agent.start()
     agent.wait_ready(*(f"VirtualMachine/{name}" for name in orders), seconds=60)
     assert starts(agent) == ["cc", "bb", "aa"]
