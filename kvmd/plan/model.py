@@ -320,6 +320,7 @@ class Boot:
     memory: int = 0  # bytes that it may take
     order: int | None = None  # lower ones first; None: without waiting
     awaits: tuple[tuple[Ref, str], ...] = ()  # objects, and which condition must be True of each
+    delay: float = 0.0  # seconds after its start in which higher orders wait
 
 
 @runtime_checkable

@@ -179,7 +179,9 @@ class _Judge:
             return True
         if memory.attempts or memory.fruitless or any(self._unmet(ref)):
             return False
-        return _starts(self.objects[ref].step) or (bool(memory.busy) and not self._is_active(ref))
+        # Until its start has returned nobody knows since when its pause counts.
+        starting = bool(memory.busy) and (not self._is_active(ref) or self._boots[ref].delay > 0)
+        return _starts(self.objects[ref].step) or starting
 
     # ------------------------------------------------------------------------------------- memory
 
