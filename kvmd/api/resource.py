@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -120,6 +120,10 @@ class Resource:
     def owned(self) -> frozenset[str]:
         """The paths of every leaf that the user wrote, list items by name: ``disks[root].path``."""
         return frozenset(leaf_paths(self.written))
+
+    def in_words_of(self, spec: SpecModel) -> Resource:
+        """The same resource with some words of its spec resolved; what was written stays what it was."""
+        return self if spec is self.spec else replace(self, spec=spec)
 
     def annotation(self, name: str) -> str | None:
         """Return one annotation, or None."""
