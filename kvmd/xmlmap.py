@@ -196,7 +196,7 @@ def size(path: str) -> Place:
 def read(cls: type[StateT], root: Element, **given: Any) -> StateT:
     """Read every declared field of a state; fields without a place come from *given*."""
     values = dict(given)
-    for name, _, place in _places(cls):
+    for name, _, place in _places(cls):  # type: ignore[arg-type]
         if name not in values:
             values[name] = place.get(root)
     return cls(**values)
@@ -211,7 +211,7 @@ def _places(cls: Any) -> tuple[tuple[str, str | None, Place], ...]:
 
 def write(state: Any, root: Element, only: Callable[[str], bool] = lambda path: True) -> None:
     """Overlay the declared fields of a state whose spec path *only* accepts and which differ from *root*."""
-    for name, path, place in _places(type(state)):
+    for name, path, place in _places(type(state)):  # type: ignore[arg-type]
         if path is None or not only(path):
             continue
         value = getattr(state, name)

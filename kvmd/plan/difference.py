@@ -46,7 +46,7 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[Change]:
     Tuples of states with a ``name`` are compared by name; an item that *before* lacks, or that *after*
     lacks, is one change.
     """
-    for name, path, keyed, always in _compared(type(after)):
+    for name, path, keyed, always in _compared(type(after)):  # type: ignore[arg-type]
         old, new = getattr(before, name), getattr(after, name)
         if new is LEAVE:
             continue
