@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from sys import intern
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -180,6 +181,11 @@ def hash_of(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON form of plain data."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` of json: a thousand specs have the same few keys, and each is kept once."""
+    return {intern(key): value for key, value in pairs}
 
 
 def leaf_paths(value: Any, path: str = "") -> Iterator[str]:

@@ -19,7 +19,9 @@ class Records:
 
     def __init__(self, good: Store, applied: Store) -> None:
         self._good, self._store = good, applied
-        self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.load().items()}
+        applied.load()
+        applied.share(good)
+        self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.objects().items()}
         self._saved: Mapping[Ref, Resource] = {}
         self._plan = Plan({})
 
