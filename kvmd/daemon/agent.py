@@ -76,18 +76,7 @@ class DaemonAgent:
         settings, report = self._assembly.settings, self._report
         if report is None:
             return {"path": settings.source.path, "complete": False, "reason": "not read yet", "problems": []}
-        snapshot = report.snapshot
-        return {
-            "path": settings.source.path,
-            "revision": snapshot.revision,
-            "digest": snapshot.digest,
-            "files": snapshot.files,
-            "complete": snapshot.complete,
-            "reason": snapshot.reason,
-            "problems": [str(problem) for problem in snapshot.problems],
-            "held": [f"{hold.ref}: {hold.message}" for hold in report.plan.holds],
-            "pruneDigest": report.plan.prune_digest,
-        }
+        return report.source_data(settings.source.path)
 
     def healthy(self) -> tuple[bool, dict[str, Any]]:
         """True while the loop turns."""
@@ -127,6 +116,7 @@ class DaemonAgent:
         if chosen is None:
             return Answer(64, f"'{verb}' is not an act", f"one of: {', '.join(acts)}")
         reply: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._assembly.heard.doubt()  # who has just saved a file and asks means that very file
         self._requests.put((lambda: chosen(reference, options | {"verb": verb}), reply))
         self._assembly.wake.set()
         try:
