@@ -32,6 +32,7 @@ class StorageFacts:
         self._stale = True
         self._listed_at = 0.0
         self._pools: tuple[Pool, ...] = ()
+        self._libvirt: tuple[Mapping[Key, Fact], tuple[Pool, ...]] = ({}, ())  # and the pools in it
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
         self._transfers: dict[str, Transfer] = {}
@@ -73,7 +74,9 @@ class StorageFacts:
 
         *users* are the domains that name a file, *secrets* what the specs name.
         """
-        pools = tuple(fact for fact in libvirt.values() if isinstance(fact, Pool) and fact.type == "dir")
+        if libvirt is not self._libvirt[0]:
+            self._libvirt = libvirt, tuple(f for f in libvirt.values() if isinstance(f, Pool) and f.type == "dir")
+        pools = self._libvirt[1]
         with self._lock:
             stale, self._stale = self._stale, False
             transfers, servers = dict(self._transfers), dict(self._servers)

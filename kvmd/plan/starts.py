@@ -40,7 +40,8 @@ class Gate:
 
 def gate(objects: dict[Ref, ObjectPlan], world: World, now: float) -> Gate:
     """Order the steps, and hold back every start whose time has not come."""
-    starting = [ref for ref, item in objects.items() if _starts(item.step) or _restarts(item.step)]
+    planned = [(ref, item.step) for ref, item in objects.items() if item.step is not None]
+    starting = [ref for ref, step in planned if _starts(step) or _restarts(step)]
     if not starting:
         return Gate(*in_order(objects))
     judge = _Judge(objects, world, now)

@@ -73,7 +73,7 @@ def _is_known(shown: str, tree: Tree) -> bool:
     if (status.st_dev, status.st_ino) != entries.folder:
         return False
     if status.st_mtime_ns != mtime:
-        if frozenset(name for name in os.listdir(real) if not is_ignored(name)) != entries.names:
+        if not all(map(is_ignored, entries.names.symmetric_difference(os.listdir(real)))):
             return False
         tree.folders[shown] = (real, status.st_mtime_ns)
     return True

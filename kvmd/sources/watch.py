@@ -100,7 +100,7 @@ Stamp = tuple[int, int, int, int]  # inode, size, mtime and ctime in ns: another
 
 
 class Entries(NamedTuple):
-    """Which folder it was (device and inode), and the names in it that may count."""
+    """Which folder it was (device and inode), and every name in it."""
 
     folder: tuple[int, int]
     names: frozenset[str]
@@ -136,9 +136,9 @@ def walk(root: str, path: str, limit: int) -> Tree:
             names: set[str] = set()
             with os.scandir(real) as entries:
                 for entry in entries:
+                    names.add(entry.name)
                     if is_ignored(entry.name):
                         continue
-                    names.add(entry.name)
                     _sort_in(entry, name, tree, pending, links)
                     if len(tree.files) + len(tree.faults) > limit or len(tree.folders) > MAX_DIRECTORIES:
                         tree.too_many = True
