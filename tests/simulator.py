@@ -802,7 +802,10 @@ class Loop:
     def plan(self) -> Plan:
         """The next plan."""
         observed = self.look()
-        return self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now)
+        begun: list[Step] = []
+        plan = self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now, begun.append)
+        assert all(step in plan.steps for step in begun), "what is begun while others are planned is in the plan"
+        return plan
 
     def fresh_plan(self) -> Plan:
         """What a planner that remembers nothing says now."""
