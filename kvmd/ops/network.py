@@ -65,13 +65,13 @@ class NetworkUndefine(Op):
 
 @dataclass(frozen=True, slots=True)
 class NetworkUpdate(Op):
-    """Change one DHCP host or range of a network, in the definition and, where it runs, at once."""
+    """Change one entry of a network, in the definition and, where it runs, at once."""
 
     uuid: str
-    section: str  # dhcp-host | dhcp-range
+    section: str  # dhcp-host | dhcp-range | dns-host | dns-txt | dns-srv | portgroup | forward-interface
     command: str  # add | delete | modify
     xml: str
-    parent_index: int = 0
+    parent_index: int = -1  # which subnet, of DHCP
     live: bool = False
     config: bool = False
     verb: ClassVar[str] = "update network"
