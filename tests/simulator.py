@@ -35,6 +35,7 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
+    Forwarding,
     Host,
     Key,
     Ledger,
@@ -467,6 +468,10 @@ class Machine:
                 del self.facts[Key("network", network.name)]
             case ops.NetworkSetAutostart(enabled=enabled):
                 self._put(Key("network", network.name), replace(network, autostart=enabled))
+            case ops.NetworkRepair():
+                fact = self.facts[Key("forwarding", "")]
+                assert isinstance(fact, Forwarding)
+                self._put(Key("forwarding", ""), replace(fact, ipv4=True, ipv6=True))
             case ops.NetworkUpdate():
                 self._update_network(network, operation)
             case _:

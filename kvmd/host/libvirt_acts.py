@@ -17,6 +17,7 @@ from kvmd.host import snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
+from kvmd.host.repair import repair
 from kvmd.host.seeds import password_in
 from kvmd.settings import Libvirt
 
@@ -107,6 +108,8 @@ class LibvirtActs:
                 network.undefine()
             case ops.NetworkSetAutostart(uuid=uuid, enabled=enabled):
                 self._network(uuid).setAutostart(int(enabled))
+            case ops.NetworkRepair(uuid=uuid):
+                repair(operation, self._network(uuid))
             case ops.NetworkUpdate():
                 self._update_network(operation)
             case _:

@@ -82,6 +82,22 @@ class NetworkUpdate(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkRepair(Op):
+    """Put back what forwarding of a network needs and somebody took away."""
+
+    uuid: str
+    switches: tuple[str, ...] = ()  # of the kernel, as sysctl names them
+    jumps: tuple[tuple[str, str, str], ...] = ()  # table, chain, and libvirt's chain that it should jump to
+    rules: bool = False
+    verb: ClassVar[str] = "repair forwarding of network"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        parts = [f"{name}=1" for name in self.switches] + ["firewall rules"] * self.rules
+        return f"{self.verb} {self.name}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSetAutostart(Op):
     """Switch libvirt's own autostart of a network."""
 

@@ -12,6 +12,7 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, hash_of
 from kvmd.errors import Blocked, Refused
 from kvmd.kinds.network.describe import describe
 from kvmd.kinds.network.document import ROUTED, State, overlay
+from kvmd.kinds.network.health import health
 from kvmd.kinds.network.in_place import KERNEL
 from kvmd.kinds.network.live import left_behind, plugged_into, refuse_a_strangers_bridge, running
 from kvmd.kinds.network.spec import Spec
@@ -20,6 +21,7 @@ from kvmd.kinds.network.want import reservations, unserved, wanted
 from kvmd.observed import File, Key
 from kvmd.observed import Network as Fact
 from kvmd.plan.difference import LEAVE, Leave, differences, is_owned
+from kvmd.plan.leases import leases_on
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.paths import refuse_outside
@@ -96,15 +98,17 @@ def plan(ref: Ref, look: Look) -> Draft:
         operations.append(ops.NetworkSetAutostart(network.name, network.uuid, False))
     acts, pending, found = running(network, want, owned, resource, look)
     operations += acts
+    poor, repairs = health(network, resource.spec.forward.repair, look) if network.active else ((), ())
+    operations += repairs
     status = _status(network, look)
     return Draft(
         tuple(operations),
         tuple({change.path: change for change in (*told, *found)}.values()),
         pending,
-        unserved(want, ref, look),
+        (*unserved(want, ref, look), *poor),
         _needs(resource.spec) if forward == "bridge" else (),
         status=status,
-        reason=_why(network, look),
+        reason=_why(network, look) or ("somebody took away what its packets need" if repairs else ""),
         asked_elsewhere=elsewhere,
     )
 
@@ -194,4 +198,5 @@ def _status(network: Fact, look: Look) -> Mapping[str, Any]:
         "active": network.active,
         "bridge": network.bridge,
         "attachedInterfaces": [{"tap": tap, "guest": guest} for tap, guest in ports.taps],
+        "leases": [lease._asdict() for lease in leases_on(network.bridge, look)],
     }
