@@ -41,9 +41,12 @@ class NetworkRestart(Op):
 
     def describe(self) -> str:
         """What a plan says of it."""
-        count = len(self.guests)
-        blip = f" (network blip: {count} VM{'s' * (count != 1)}: {', '.join(self.guests)})" if count else ""
-        return f"restart network {self.name}{blip}"
+        return f"restart network {self.name}" + (f" ({blip_of(self.guests)})" if self.guests else "")
+
+
+def blip_of(guests: tuple[str, ...]) -> str:
+    """Who notices that a network is started anew."""
+    return f"network blip: {len(guests)} VM{'s' * (len(guests) != 1)}: {', '.join(guests)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,13 @@ def plan(ref: Ref, look: Look) -> Draft:
         status=status,
         reason=_why(network, look) or ("somebody took away what its packets need" if repairs else ""),
         asked_elsewhere=elsewhere,
+        noticed=_blip(network, look) if pending else "",
     )
+
+
+def _blip(network: Fact, look: Look) -> str:
+    guests = tuple(sorted({guest for _, guest in plugged_into(network, look).taps}))
+    return ops.blip_of(guests) if guests else ""
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
