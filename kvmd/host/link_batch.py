@@ -74,6 +74,7 @@ class Batch:
         self.steps: list[Step] = []
         self.all_routes: Sequence[bytes] = ()  # of every table, where addresses are to be moved
         self.neighbours: Sequence[bytes] = ()  # the same
+        self.rules: Sequence[bytes] = ()  # the same
         self._created: dict[str, int] = {}  # name and index of what this batch creates
         self._creators = {
             operation.name: position

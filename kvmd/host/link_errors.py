@@ -122,7 +122,9 @@ def _range(operation: LinkOp, message: str, _: str) -> KvmdError:
     if isinstance(operation, StackedCreate) or (isinstance(operation, LinkSet) and operation.mtu is not None):
         return Refused(f"{message}; the link below has a smaller MTU", hint=f"ip link; to look: {_look(operation)}")
     return Refused(
-        f"{message}; the kernel takes a forward delay of 2 to 30 s with STP on", hint="change the value in its spec"
+        f"{message}; the kernel takes a forward delay of 2 to 30 s with STP on, a hello time of 1 to 10 s, a max age "
+        "of 6 to 40 s, a path cost of 1 to 65535 and a port priority of 0 to 63",
+        hint="change the value in its spec",
     )
 
 

@@ -24,10 +24,10 @@ from kvmd.host.link_facts import (
     parse_address,
     parse_route,
 )
-from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES
+from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES, ALL_RULES
 from kvmd.host.link_record import Record, Restored, record_of, restore
 from kvmd.host.neighbours import Neighbours
-from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, Namespace, RouteSocket
+from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, GETRULE, Namespace, RouteSocket
 from kvmd.observed import Address, Key, Link, Route
 from kvmd.ops import AddressesMove, LinkDelete, LinkOp, TapCreate, TapOwner
 
@@ -132,6 +132,7 @@ class Links:
                 if any(isinstance(operation, AddressesMove) for operation in operations):
                     batch.all_routes = self._all_routes()
                     batch.neighbours = self._writer.dump(GETNEIGH, ALL_NEIGHBOURS).bodies
+                    batch.rules = self._writer.dump(GETRULE, ALL_RULES).bodies
             except KvmdError as error:
                 return [error for _ in operations]
             try:
