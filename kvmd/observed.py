@@ -93,6 +93,7 @@ class Link:
     tun_mode: str = ""  # tap | tun
     persistent: bool = False
     multi_queue: bool = False
+    vnet_hdr: bool = False  # follows whoever attached last
     owner: int | None = None
     group: int | None = None
     # of a link that stands on another one

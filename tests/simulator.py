@@ -537,9 +537,9 @@ class Machine:
             case ops.BridgeCreate(alias=alias, mac=mac, mtu=mtu, settings=settings):
                 made = Link(name, 0, "bridge", mac, mtu or 1500, alias=alias, mark=Mark.from_alias(alias))
                 self.add_link(replace(made, settings=numbers(BRIDGE, **dict(settings))))
-            case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues):
+            case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues, vnet_hdr=header):
                 made = Link(name, 0, "tun", alias=alias, mark=Mark.from_alias(alias), tun_mode=mode, persistent=True)
-                self.add_link(replace(made, owner=owner, group=group, multi_queue=queues))
+                self.add_link(replace(made, owner=owner, group=group, multi_queue=queues, vnet_hdr=header))
             case ops.VlanCreate(alias=alias, parent=parent, id=number, mtu=mtu):
                 below = self.link(parent)
                 _demand(below.up, f"{parent} is down")
@@ -555,7 +555,7 @@ class Machine:
                 _demand(link.tun_mode == mode and not link.carrier, f"{name} is held by somebody")
                 kept = (owner is not None or link.owner is None) and (group is not None or link.group is None)
                 _demand(kept, f"{name}: the kernel takes no owner off")
-                self.set_link(name, owner=owner, group=group)
+                self.set_link(name, owner=owner, group=group, vnet_hdr=operation.vnet_hdr)
             case ops.LinkSet():
                 self._set(operation)
             case ops.LinkDelete(alias=alias):

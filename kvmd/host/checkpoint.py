@@ -46,8 +46,12 @@ class Checkpoints:
         return [text for text in told if text]
 
     def execute(self, operation: Guarded) -> None:
-        """Carry out the operations and prove them. Raises Refused after they were put back, Retry before."""
+        """Carry out the operations and prove them.
+
+        Raises Refused after they were put back, or before where one of them may not be done; Retry before.
+        """
         with self._lock:
+            self._links.check(operation.operations)
             neighbours = self._links.neighbours()
             try:
                 before = self._who_answers(operation, neighbours)

@@ -157,6 +157,7 @@ class Batch:
         """Remember what the ioctls have set."""
         index = self.target(operation.name, 0)
         properties: dict[str, object] = {"owner": operation.owner, "group": operation.group}
+        properties["vnet_hdr"] = operation.vnet_hdr
         if isinstance(operation, TapCreate):
             properties |= {"alias": operation.alias, "tun_mode": operation.mode, "persistent": True}
             properties["multi_queue"] = operation.multi_queue

@@ -90,6 +90,9 @@ def _busy(operation: LinkOp, message: str, _: str) -> KvmdError:
         return exists(operation, "a TAP or TUN of that name")
     if isinstance(operation, TapOwner):
         return in_use(operation)
+    if isinstance(operation, LinkSet) and operation.rename:
+        why = "before Linux 6.2 only a link that is down can be renamed"
+        return Refused(f"{message}; {why}", hint=f"ip link set {operation.name} down; kvmd does the rest")
     if isinstance(operation, LinkSet) and operation.master:
         why = "a macvtap on top of it keeps it from being a port"
     else:

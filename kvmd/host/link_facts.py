@@ -190,6 +190,7 @@ def _tun(data: bytes) -> Mapping[str, Any]:
         "owner": _number(parts[1]) if 1 in parts else None,
         "group": _number(parts[2]) if 2 in parts else None,
         "tun_mode": _TUN_MODES.get(_number(parts.get(3, b"")), ""),
+        "vnet_hdr": bool(_number(parts.get(5, b""))),
         "persistent": bool(_number(parts.get(6, b""))),
         "multi_queue": bool(_number(parts.get(7, b""))),
     }

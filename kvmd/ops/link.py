@@ -43,6 +43,7 @@ class TapCreate(LinkOp):
     owner: int | None = None
     group: int | None = None
     multi_queue: bool = False
+    vnet_hdr: bool = True
     verb: ClassVar[str] = "create"
 
     def describe(self) -> str:
@@ -59,12 +60,16 @@ class TapOwner(LinkOp):
     owner: int | None = None
     group: int | None = None
     multi_queue: bool = False
+    vnet_hdr: bool = True
     verb: ClassVar[str] = "set owner of"
 
     def describe(self) -> str:
         """What a plan says of it."""
         owner = "root only" if self.owner is None else f"user {self.owner}"
-        return f"{self.verb} {self.name}: {owner}" + ("" if self.group is None else f", group {self.group}")
+        more = ("" if self.group is None else f", group {self.group}") + (
+            "" if self.vnet_hdr else ", no virtio header"
+        )
+        return f"{self.verb} {self.name}: {owner}{more}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from kvmd.api.quantity import Boolean, Integer
 from kvmd.api.resource import Ref, SpecModel
 from kvmd.api.schema import leaf
 from kvmd.errors import Unsupported
+from kvmd.observed import Link
 from kvmd.plan.difference import Change
 from kvmd.plan.look import Look
 
@@ -109,6 +110,23 @@ def said(table: Sequence[Setting], seen: Numbers) -> dict[str, Any]:
 def of_port(values: Any, before: Any) -> Written:
     """The settings of a port in a spec as written (*values*, *before*: its mapping, or None)."""
     return Written(*({k: v for k, v in (each or {}).items() if k in _PORT_LEAVES} for each in (values, before)))
+
+
+class PortDifference(NamedTuple):
+    """What of a port's settings is otherwise: in the words of the spec, and in the kernel's."""
+
+    changes: tuple[Change, ...] = ()
+    numbers: Numbers = ()
+
+
+def port_difference(written: Written, link: Link, bridge: str, prefix: str) -> PortDifference:
+    """Compare; what is about to become a port of *bridge* gets all that its spec says."""
+    if not bridge:
+        return PortDifference()
+    if link.port is None or link.master != bridge:
+        return PortDifference((), wished(PORT, written))
+    found = list(differing(PORT, written, link.port.settings))
+    return PortDifference(changes_of(found, prefix), numbers_of(found))
 
 
 _PORT_LEAVES = frozenset(setting.leaf for setting in PORT)

@@ -91,7 +91,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     spec, key = resource.spec, look.key(ref)
     link = link_of(look, key)
     same_kind_or_refuse(ref, link, "bridge")
-    if (back := renamed(resource, link, KIND.lower(), look)) is not None:
+    if (back := renamed(resource, link, "bridge", look)) is not None:
         return back
     refuse_lacking(ref, Written(resource.written, {}), link.settings if link else None, look)
     status = status_of(link, look, key.name)

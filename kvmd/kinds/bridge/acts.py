@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvmd import ops
-from kvmd.api.bridge_settings import BRIDGE, PORT
+from kvmd.api.bridge_settings import BRIDGE, PORT, Numbers
 from kvmd.api.resource import Resource
 from kvmd.kinds.bridge.moved import put_back
 from kvmd.kinds.bridge.spec import Spec
@@ -16,7 +16,6 @@ from kvmd.kinds.bridge.state import (
     has_gateway,
     ports_of,
     written_before,
-    written_of_port,
 )
 from kvmd.observed import Key, Link
 from kvmd.plan.bridge_settings import Written, of_port, wished
@@ -34,7 +33,7 @@ def create(resource: Resource, uplinks: list[Link], look: Look) -> list[ops.Op]:
     settings = wished(BRIDGE, Written(resource.written, {}))
     operations: list[ops.Op] = [
         ops.BridgeCreate(name, alias_for(resource, None, look), mac, spec.mtu, settings),
-        *(_enslave(resource, uplink, name) for uplink in uplinks),
+        *(_enslave(uplink, name, _wished(resource, uplink.name)) for uplink in uplinks),
         *(ops.LinkSet(tap.name, tap.index, master=name, up=True) for tap in returning(name, look)),
         ops.LinkSet(name, up=True),
     ]
@@ -49,7 +48,7 @@ def change(resource: Resource, link: Link, want: State, found: Difference, look:
     spec, before = resource.spec, written_before(resource.ref, look)
     assert isinstance(spec, Spec)
     present = [port for name in want.uplinks if (port := link_of(look, Key("link", name))) is not None]
-    operations = _ports(resource, link, present, found) + _attributes(resource, link, want, found, look)
+    operations = _ports(link, present, found) + _attributes(resource, link, want, found, look)
     former = before.get("addresses", {})
     carrier = carrier_of(resource.ref, present) if spec.addresses.from_ != "None" else None
     if carrier is not None:
@@ -81,13 +80,13 @@ def former_uplinks(resource: Resource, look: Look) -> list[Link]:
     return [link for name in names if (link := link_of(look, Key("link", name))) is not None]
 
 
-def _ports(resource: Resource, link: Link, present: list[Link], found: Difference) -> list[ops.Op]:
+def _ports(link: Link, present: list[Link], found: Difference) -> list[ops.Op]:
     """Uplinks that are no port become one; those that are get their settings back, and are up."""
     operations: list[ops.Op] = []
     for port in present:
         settings = found.port_settings.get(port.name, ())
         if port.master != link.name:
-            operations.append(_enslave(resource, port, link.name))
+            operations.append(_enslave(port, link.name, settings))
         elif settings or not port.up:
             up = None if port.up else True
             operations.append(ops.LinkSet(port.name, port.index, port_settings=settings, up=up))
@@ -136,7 +135,12 @@ def _addresses(link: Link | None, name: str, spec: Spec, before: Any) -> list[op
     return operations
 
 
-def _enslave(resource: Resource, uplink: Link, bridge: str) -> ops.Op:
-    settings = wished(PORT, of_port(written_of_port(resource, uplink.name), None))
+def _wished(resource: Resource, name: str) -> Numbers:
+    """The settings that an uplink gets with its place on the bridge."""
+    said = next((item for item in resource.written.get("uplinks", ()) if item["name"] == name), None)
+    return wished(PORT, of_port(said, None))
+
+
+def _enslave(uplink: Link, bridge: str, settings: Numbers) -> ops.Op:
     mark = f"kvmd.port.{uplink.index}.{bridge}"
     return ops.LinkSet(uplink.name, uplink.index, master=bridge, up=True, port_mark=mark, port_settings=settings)

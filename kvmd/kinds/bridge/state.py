@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, NamedTuple
 
-from kvmd.api.bridge_settings import BRIDGE, PORT, Numbers
+from kvmd.api.bridge_settings import BRIDGE, Numbers
 from kvmd.api.mark import derived_mac
 from kvmd.api.resource import Ref, Resource
 from kvmd.kinds.bridge.spec import Spec
 from kvmd.observed import Key, Link, Ports
-from kvmd.plan.bridge_settings import Written, changes_of, differing, numbers_of, of_port
+from kvmd.plan.bridge_settings import Written, changes_of, differing, numbers_of, of_port, port_difference
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import addresses_of, link_of, normal_addresses
 from kvmd.plan.look import Look
@@ -91,10 +90,11 @@ def difference(resource: Resource, link: Link, want: State, look: Look) -> Diffe
     earlier = {str(item.get("name")): item for item in before.get("uplinks", ())}
     for item in resource.written.get("uplinks", ()):
         port = link_of(look, Key("link", str(item["name"])))
-        if port is not None and port.master == link.name and port.port is not None:
-            found = list(differing(PORT, of_port(item, earlier.get(port.name)), port.port.settings))
-            changes += changes_of(found, f"uplinks[{port.name}].")
-            port_settings |= {port.name: numbers_of(found)} if found else {}
+        if port is not None:
+            written = of_port(item, earlier.get(port.name))
+            found = port_difference(written, port, link.name, f"uplinks[{port.name}].")
+            changes += found.changes
+            port_settings[port.name] = found.numbers
     return Difference(tuple(changes), numbers_of(settings), port_settings)
 
 
@@ -110,9 +110,3 @@ def _seen(link: Link, want: State, before: Mapping[str, Any], look: Look) -> Sta
         uplinks=tuple(sorted(set(ports_of(look, link.name).members) & uplinks)),
         gateway=want.gateway if has_gateway(link, want.gateway) else None,
     )
-
-
-def written_of_port(resource: Resource, name: str) -> Mapping[str, Any]:
-    """What the spec says of one uplink."""
-    items = chain(resource.written.get("uplinks", ()), ({},))
-    return next(item for item in items if item.get("name", name) == name)
