@@ -31,6 +31,7 @@ from kvmd.plan.links import (
     link_key,
     link_of,
     link_status,
+    owned_paths,
     renamed,
     same_kind_or_refuse,
 )
@@ -205,8 +206,7 @@ def _compare(resource: Resource, link: Link, look: Look) -> tuple[State, tuple[C
     """What is wanted, and what of it that is ours differs."""
     want = _wanted(resource, link, look)
     seen = State(link.owner, link.group, link.master, link.multi_queue, link.vnet_hdr, link.mtu, link.mac)
-    applied = look.applied(resource.ref)
-    owned = resource.owned | (applied.owned if applied else frozenset())
+    owned = owned_paths(resource, look)
     return want, tuple(change for change in differences(seen, want) if is_owned(change.path, owned))
 
 

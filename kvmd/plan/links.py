@@ -46,6 +46,12 @@ def renamed(resource: Resource, link: Link | None, kind: str, look: Look, mode: 
     return Draft((operation,), status=link_status(None), reason=f"somebody renamed {name} to {found[0].name}")
 
 
+def owned_paths(resource: Resource, look: Look) -> frozenset[str]:
+    """The leaves that are ours: those that the spec writes, and those that the one applied last wrote."""
+    applied = look.applied(resource.ref)
+    return resource.owned | (applied.owned if applied else frozenset())
+
+
 def changed_alias(resource: Resource, link: Link, look: Look) -> str | None:
     """The mark to write where it is not there yet, or of another generation."""
     alias = alias_for(resource, link, look)

@@ -13,7 +13,7 @@ from kvmd.kinds.bridge.spec import Spec
 from kvmd.observed import Key, Link, Ports
 from kvmd.plan.bridge_settings import Written, changes_of, differing, numbers_of, of_port, port_difference
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
-from kvmd.plan.links import addresses_of, link_of, normal_addresses
+from kvmd.plan.links import addresses_of, link_of, normal_addresses, owned_paths
 from kvmd.plan.look import Look
 
 
@@ -80,8 +80,7 @@ def wanted(resource: Resource, uplinks: list[Link], carrier: Link | None, look: 
 
 def difference(resource: Resource, link: Link, want: State, look: Look) -> Difference:
     """Compare it with what is, cut down to what is or was ours."""
-    applied, before = look.applied(resource.ref), written_before(resource.ref, look)
-    owned = resource.owned | (applied.owned if applied else frozenset())
+    before, owned = written_before(resource.ref, look), owned_paths(resource, look)
     seen = _seen(link, want, before, look)
     changes = [change for change in differences(seen, want) if is_owned(change.path, owned)]
     settings = list(differing(BRIDGE, Written(resource.written, before), link.settings))
