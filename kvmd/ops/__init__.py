@@ -6,7 +6,7 @@ Each operation says what it costs the guests (its impact) and describes itself i
 from __future__ import annotations
 
 from kvmd.ops.base import Impact, Op
-from kvmd.ops.checkpoint import AddressesMove, Guarded
+from kvmd.ops.checkpoint import AddressesMove, AddressesRestore, Guarded
 from kvmd.ops.domain import (
     DomainAttach,
     DomainDefine,
@@ -38,12 +38,14 @@ from kvmd.ops.link import (
 )
 from kvmd.ops.network import (
     NetworkDefine,
+    NetworkRepair,
     NetworkRestart,
     NetworkSetAutostart,
     NetworkStart,
     NetworkStop,
     NetworkUndefine,
     NetworkUpdate,
+    blip_of,
 )
 from kvmd.ops.snapshot import (
     SnapshotMark,
@@ -77,6 +79,7 @@ __all__ = [
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
+    "AddressesRestore",
     "BridgeCreate",
     "DomainAttach",
     "DomainDefine",
@@ -102,6 +105,7 @@ __all__ = [
     "LinkOp",
     "LinkSet",
     "NetworkDefine",
+    "NetworkRepair",
     "NetworkRestart",
     "NetworkSetAutostart",
     "NetworkStart",
@@ -135,4 +139,5 @@ __all__ = [
     "VolumeMark",
     "VolumeTrash",
     "VxlanCreate",
+    "blip_of",
 ]

@@ -67,6 +67,7 @@ class Index:
             "users": self._users,
             "claimants": self._claimants,
             "keys": self._keys,
+            "marks": observed.marks,
         }
         return World(
             specs=desired.resources,
