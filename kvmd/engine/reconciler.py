@@ -28,6 +28,7 @@ from kvmd.sources.snapshot import Snapshot
 
 LOOK_AGAIN_SECONDS = 1.0  # at what could not be read
 
+_SECRET_USERS = {kind: each for kind, each in CONTROLLERS.items() if isinstance(each, SecretUser)}
 Tell = Callable[[str, str, str, bool], None]  # object, reason, message, warning
 
 
@@ -269,8 +270,8 @@ class Reconciler:
 
 
 def _secrets_of(resource: Resource) -> tuple[str, ...]:
-    controller = CONTROLLERS[resource.ref.kind]
-    return controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ()
+    controller = _SECRET_USERS.get(resource.ref.kind)
+    return controller.secrets(resource.spec) if controller is not None else ()
 
 
 def rules_of(settings: Settings) -> Rules:
