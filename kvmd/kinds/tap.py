@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kvmd import ops
+from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
@@ -52,7 +53,9 @@ class Spec(SpecModel):
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1500, ge=68, le=65521
     )
     mac: Mac | None = leaf(
-        None, about="MAC of the host's side; null leaves the kernel's choice.", example="fe:54:00:00:00:01"
+        None,
+        about="MAC of the host's side; null gives it one that no bridge takes for its own.",
+        example="fe:54:00:00:00:01",
     )
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the TAP, or only take the mark off.", example="Delete"
@@ -127,7 +130,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     if link is None:
         want = _wanted(spec, look)
         create = ops.TapCreate(name, alias, "tap", _number(want.owner), _number(want.group), spec.multi_queue)
-        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=str(want.bridge) or None, up=True)
+        mac = spec.mac or derived_port_mac(look.host().machine_id, look.rules.owner, ref, "tap")
+        join = ops.LinkSet(name, mtu=spec.mtu, mac=mac, master=str(want.bridge) or None, up=True)
         return Draft((create, join), needs=needs, status=link_status(None))
     want, changes = _compare(resource, link, look)
     operations, pending = _change(link, want, changes, alias)

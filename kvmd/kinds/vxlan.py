@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.mark import derived_mac
+from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Address, Integer, InterfaceAddress, LinkName
 from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, leaf
@@ -146,7 +146,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         want.local,
         want.remote or want.group,
         spec.port,
-        derived_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
+        derived_port_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
         spec.mtu,
     )
     return plan_stacked(resource, link, Wish(create, want, seen, _FIXED, spec.addresses, spec.bridge), look)

@@ -408,6 +408,20 @@ def test_routes_come_change_and_go(world: World) -> None:
     assert isinstance(result, Retry) and "gateway" in result.message
 
 
+def test_a_route_of_somebody_else_is_never_replaced(world: World) -> None:
+    world.net.shell(
+        "ip link add v0 type veth peer v1; ip link set v0 up; ip link set v1 up; ip addr add 10.9.0.1/24 dev v0;"
+        "ip route add 10.8.0.0/16 dev v0; ip route add blackhole 10.7.0.0/16; ip -6 route add fd08::/64 dev v0"
+    )
+    before = world.net.ip("route show"), world.net.ip("-6 route show dev v0")
+    world.do(TapCreate("tun0", TAP_MARK, "tun"), LinkSet("tun0", up=True))
+    routes = [RouteAdd("tun0", 0, to) for to in ("10.8.0.0/16", "10.7.0.0/16", "fd08::/64")]
+    results = world.fail(*routes)
+    assert [type(result) for result in results] == [Refused] * 3 and "reached through v0" in str(results[0])
+    assert (world.net.ip("route show"), world.net.ip("-6 route show dev v0")) == before
+    world.do(*(RouteAdd("tun0", 0, route.to, "", 7) for route in routes))
+
+
 def test_a_link_is_never_bounced(world: World) -> None:
     world.do(
         BridgeCreate("br0", BRIDGE_MARK),
