@@ -109,7 +109,8 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
 
 def _create_bridge(batch: Batch, position: int, operation: BridgeCreate) -> None:
     index, mtu = batch.index_of(operation.name), operation.mtu
-    # An MTU in the create message is overwritten by the first port's; one that is *changed* to stays.
+    # An MTU in the create message is overwritten by the first port's; one that is *changed* to stays, so it is
+    # changed before there is a port that may bring the very same one.
     provisional = None if mtu is None else mtu - 1 if mtu > 68 else mtu + 1
     request = encode.create_bridge(index, operation.name, operation.mac, provisional, operation.stp)
     batch.add(Phase.CREATE, position, request, index)
@@ -117,7 +118,7 @@ def _create_bridge(batch: Batch, position: int, operation: BridgeCreate) -> None
     batch.expect(position, index, "alias", operation.alias)
     batch.expect(position, index, "stp", operation.stp)
     if mtu is not None:
-        batch.add(Phase.ATTRIBUTE, position, encode.set_mtu(index, mtu), index)
+        batch.add(Phase.MARK, position, encode.set_mtu(index, mtu), index)
         batch.expect(position, index, "mtu", mtu)
     if operation.mac:
         batch.expect(position, index, "mac", operation.mac.lower())

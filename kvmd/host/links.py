@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any, Final
@@ -160,10 +160,10 @@ class Links:
         with self._lock:
             return record_of(self._reader.read(), self._all_routes(), names, created)
 
-    def restore(self, record: Record) -> Restored:
-        """Bring links back to a record, from wherever they are now."""
+    def restore(self, record: Record, begin: Callable[[], object]) -> Restored:
+        """Bring links back to a record, from wherever they are now; *begin* is called before the first change."""
         with self._lock:
-            return restore(record, lambda: (self._reader.read(), self._all_routes()), self._writer.batch)
+            return restore(record, lambda: (self._reader.read(), self._all_routes()), self._writer.batch, begin)
 
     def neighbours(self) -> Neighbours:
         """Who answers on the links of this namespace."""

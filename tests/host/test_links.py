@@ -268,6 +268,9 @@ def test_the_mtu_of_a_bridge_does_not_follow_its_ports(world: World) -> None:
     world.do(LinkSet("tap0", mtu=1300), LinkSet("tap0", master="br0"))
     world.do(LinkSet("tap0", mtu=1200))
     assert world.net.links()["br0"]["mtu"] == 1500
+    world.do(BridgeCreate("br1", BRIDGE_MARK, mtu=1500), TapCreate("tap1", TAP_MARK), LinkSet("tap1", master="br1"))
+    world.do(LinkSet("tap1", mtu=1200))  # it came with the bridge, and with its MTU
+    assert world.net.links()["br1"]["mtu"] == 1500
 
 
 # ------------------------------------------------------------------------------------------------- TAPs

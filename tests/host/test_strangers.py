@@ -5,16 +5,20 @@ KVMD_TEST_NETWORKS sets how many (a campaign: 1000), KVMD_TEST_SEED repeats a ru
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+from functools import partial
 from typing import Any
 
 import generators
 import pytest
 from generators import Chance, Document, Names, decoded, document
 from kernel_loop import FOREIGN, LENT, KernelLoop, crowded, look, until_equal
+from mortal import dies_before
 from netns import NetNamespace
+from simulator import _applied
 
 import kvmd.host.links
 
@@ -86,10 +90,8 @@ def test_no_link_address_or_route_of_others_changes(monkeypatch: pytest.MonkeyPa
             chance = Chance(SEED + number)
             loop.settle(decoded(network(chance)))
             refusals |= {error.message for error in loop.refused.values()}
-            links = net.links()
-            ours = links.keys() - FOREIGN - {*LENT}
-            made += len(ours)
-            assert all(links[name].get("ifalias", "").startswith("kvmd:v1:kvmd:") for name in ours), number
+            made += len(net.links().keys() - FOREIGN - {*LENT})
+            assert not unmarked(net), number
             check(net, before, number)
             if number % 10 == 9 or number == NETWORKS - 1:
                 loop.settle({})
@@ -97,3 +99,66 @@ def test_no_link_address_or_route_of_others_changes(monkeypatch: pytest.MonkeyPa
     print(*sorted(refusals), sep="\n")
     print(f"{NETWORKS} networks, {made} links made among {len(FOREIGN)} of others")
     assert made >= NETWORKS
+
+
+EVERYTHING = [
+    document("Bridge", "br0", {"uplinks": [{"name": "up0"}], "mtu": 1400}),
+    document(
+        "Bridge", "br2", {"stp": True, "addresses": {"from": "Static", "static": ["10.2.0.1/24", "fd02::1/64"]}}
+    ),
+    document("Tap", "tap0", {"bridge": "br0", "owner": 1000, "group": 106}),
+    document("Tap", "tap1", {"bridge": "fbr0", "multiQueue": True}),
+    document("Tun", "tun0", {"addresses": ["10.9.7.1/30"], "routes": [{"to": "10.30.0.0/16", "via": "10.9.7.2"}]}),
+    document("Vxlan", "vx0", {"id": 40, "remote": "192.0.2.9", "bridge": "br2"}),
+]
+CHANGED = [
+    document("Bridge", "br0", {"mtu": 1500, "addresses": {"from": "Static", "static": ["10.3.0.1/24"]}}),
+    document(
+        "Bridge", "br2", {"uplinks": [{"name": "up1"}], "addresses": {"from": "Static", "static": ["10.2.0.2/24"]}}
+    ),
+    document("Tap", "tap0", {"bridge": "br2", "owner": 1001}),
+    document("Tun", "tun0", {"addresses": ["10.9.8.1/30"], "routes": [{"to": "10.31.0.0/16"}]}),
+]
+
+
+def test_killed_at_any_boundary_nothing_is_unmarked_and_the_next_run_converges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before each batch and each ioctl of making everything, of changing it, and of removing it."""
+    monkeypatch.setattr(kvmd.host.links, "BRIDGE_DELETE_PAUSE_SECONDS", 0.0)
+    ways = [decoded([]), decoded(EVERYTHING), decoded(CHANGED), decoded([])]
+    kills = 0
+    with crowded() as net:
+        before, everything = look(net), look(net, None)
+        loop = KernelLoop(net.path)
+        for number, (here, there) in enumerate(itertools.pairwise(ways)):
+            for last in itertools.count():
+                loop.settle(here)
+                # What the engine writes down before its first act outlives it.
+                loop.applied = {ref: _applied(item, 0) for ref, item in {**there, **here}.items()}
+                killed = dies_before(last, partial(_successor(loop, net).settle, there))
+                assert not unmarked(net), (number, last)
+                loop = _successor(loop, net)
+                loop.settle(there)
+                assert not loop.refused
+                if not killed:
+                    break
+                kills += 1
+            check(net, before, number)
+        check(net, everything, number, None)
+    print(f"{kills} kills")
+
+
+def _successor(loop: KernelLoop, net: NetNamespace) -> KernelLoop:
+    """The next process: it has only what was written down."""
+    loop.kernel.links.close()
+    made = KernelLoop(net.path)
+    made.applied = loop.applied
+    return made
+
+
+def unmarked(net: NetNamespace) -> list[str]:
+    """The links of nobody: neither of others nor marked."""
+    links = net.links()
+    ours = links.keys() - FOREIGN - {*LENT}
+    return [name for name in ours if not links[name].get("ifalias", "").startswith("kvmd:v1:kvmd:")]
