@@ -55,7 +55,7 @@ class ForwardingFacts:
         age = time.monotonic() - self._read_at
         if not self._facts:
             self._read(bridges, patient=False)
-        elif age > SPACING_SECONDS and (self._stale.is_set() or age > self._relist or self._other_rules()):
+        elif age > SPACING_SECONDS and (self._stale.is_set() or age > self._relist or self._in_doubt()):
             self._read_later(bridges)
         return self._facts
 
@@ -68,8 +68,10 @@ class ForwardingFacts:
             self._networks = facts, found
         return self._networks[1]
 
-    def _other_rules(self) -> bool:
-        return generation() != self._generation
+    def _in_doubt(self) -> bool:
+        known = self._facts[FORWARDING]
+        switched = (known.ipv4, known.ipv6, known.bridged) != _switches()
+        return switched or generation() != self._generation
 
     def _read_later(self, bridges: tuple[str, ...]) -> None:
         if self._busy.acquire(blocking=False):
@@ -122,9 +124,7 @@ def read(bridges: Iterable[str]) -> Forwarding:
     own = output_of("nft", "-s", "list", "table", "ip", "libvirt_network") or ""
     strict = _switch("ipv4/conf/all/rp_filter")
     return Forwarding(
-        ipv4=_switch("ipv4/ip_forward"),
-        ipv6=_switch("ipv6/conf/all/forwarding"),
-        bridged=_switch("bridge/bridge-nf-call-iptables"),
+        *_switches(),
         drops=":FORWARD DROP" in saved,
         rules=tuple(dict.fromkeys((*_iptables(saved), *_nftables(own)))),
         astray=tuple(
@@ -134,6 +134,12 @@ def read(bridges: Iterable[str]) -> Forwarding:
             for found in _astray(bridge)
         ),
     )
+
+
+def _switches() -> tuple[bool, bool, bool]:
+    """IPv4, IPv6, and whether frames within a bridge pass the firewall: three small reads."""
+    names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "bridge/bridge-nf-call-iptables")
+    return _switch(names[0]), _switch(names[1]), _switch(names[2])
 
 
 def _switch(name: str) -> bool:

@@ -18,6 +18,7 @@ from kvmd.host.attributes import mark_on
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
 from kvmd.host.passwords import hide_in
 from kvmd.host.snapshot_facts import snapshots_of
+from kvmd.host.user_backends import user_backends
 from kvmd.observed import Domain, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
 
@@ -88,6 +89,7 @@ class Capabilities:
     architecture: str = ""
     machines: tuple[tuple[str, str], ...] = ()
     machine_types: tuple[tuple[str, bool], ...] = ()
+    user_backends: tuple[str, ...] = ()
 
 
 def _capabilities(connection: Any) -> Capabilities:
@@ -107,6 +109,7 @@ def _capabilities(connection: Any) -> Capabilities:
         architecture,
         tuple(sorted(machines.items())),
         tuple(sorted(types.items())),
+        user_backends(connection, root),
     )
 
 

@@ -11,7 +11,7 @@ from kvmd.api.quantity import duration_seconds, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import ageing, direct, document, graphics, install, power, snapshots
+from kvmd.kinds.virtual_machine import ageing, direct, document, graphics, install, power, snapshots, user_network
 from kvmd.kinds.virtual_machine.board import is_password_alone, written_at_boot
 from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.describe import describe
@@ -154,6 +154,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     alone = config is None and origins.drives.operations  # the guest counts its disks in one go: vda, vdb, ...
     operations = origins.drives.operations if alone else (*first, *operations)
     told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
+    told = (*told, *user_network.told(resource.spec.interfaces))
     conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want), *aged)
     wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
     needs = needs_of(resource.spec, operations)
