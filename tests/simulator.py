@@ -29,6 +29,7 @@ from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -36,7 +37,6 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
-    Forwarding,
     Host,
     Key,
     Ledger,
@@ -64,6 +64,7 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
+    user_backends=("slirp",),
 )
 
 

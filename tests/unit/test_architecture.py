@@ -130,6 +130,18 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
+    "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
+    "Network.forward.nat.ports": {"start": 1, "end": 65535},
+    "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
+    "Network.dns.txt": {"name": "a", "value": "b"},
+    "Network.dns.srv": {"service": "ldap", "protocol": "tcp", "target": "a.example"},
+    "Network.bandwidth.inbound": {"average": 1},
+    "Network.bandwidth.outbound": {"average": 1},
+    "Network.portgroups": {"name": "slow"},
+    "Network.portgroups.bandwidth.inbound": {"average": 1},
+    "Network.portgroups.bandwidth.outbound": {"average": 1},
+    "Network.routes": {"to": "10.20.0.0/16", "via": "192.168.122.2"},
+    "Network.ips.dhcp.bootp": {"file": "pxelinux.0"},
     "Network.ips": {"address": "192.168.122.1/24"},
     "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
     "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
@@ -163,6 +175,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
     "Bridge.spec.addresses.static": {"from": "Static"},
+    "Network.spec.domain.localOnly": {"name": "lab.example"},
     "VirtualMachine.spec.disks.image": {"readOnly": True},
     "VirtualMachine.spec.disks.url": {"format": "raw"},
     "VirtualMachine.spec.disks.access": {"format": "raw", "url": "nbd://a.example"},
@@ -193,6 +206,11 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     """Take away what excludes the leaf, and add what it needs."""
     if trail == "Tap.port":
         spec["bridge"] = "br0"
+    if trail == "Network.routes":
+        spec["ips"] = [{"address": "192.168.122.1/24"}]
+    if trail == "Network.ips.dhcp.hosts" and name == "id":
+        node.pop("mac")
+        node["ip"], spec["ips"][0]["address"] = "fd00::3", "fd00::1/64"
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
