@@ -138,6 +138,15 @@ class LibvirtActs:
                 domain.setVcpusFlags(count, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainSetIoTune(target=target, limits=limits):
+                domain.setBlockIoTune(target, dict(limits), LIVE)
+            case ops.DomainSetIoThreads(add=add, remove=remove):
+                for number in add:
+                    domain.addIOThread(number, LIVE)
+                for number in remove:
+                    domain.delIOThread(number, LIVE)
+            case ops.DomainSetBalloonPeriod(seconds=seconds):
+                domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
                 domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
             case ops.DomainDetach(alias=alias, xml=xml):

@@ -123,6 +123,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
+    "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
+    "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
     "VirtualMachine.firmware": {"type": "efi"},
@@ -162,6 +164,15 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
+    "VirtualMachine.spec.disks.ioTune.iopsSize": {"total": {"iops": 500}},
+    "VirtualMachine.spec.interfaces.queues": {"network": "default"},
+    **{
+        f"VirtualMachine.spec.disks.ioTune.{way}.{word}Burst{more}": {word: 1, f"{word}Burst": 10}
+        for way in ("total", "read", "write")
+        for word in ("bytes", "iops")
+        for more in ("", "Seconds")
+    },
+    **{f"VirtualMachine.spec.interfaces.bandwidth.{way}.peak": {"burst": "512Ki"} for way in ("inbound", "outbound")},
     "Bridge.spec.addresses.static": {"from": "Static"},
     "VirtualMachine.spec.disks.image": {"readOnly": True},
     "VirtualMachine.spec.disks.url": {"format": "raw"},
@@ -201,6 +212,14 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk.pop("format", None)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
+    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
+        "VirtualMachine.interfaces",
+        "queues",
+    ):
+        spec["interfaces"][0].pop("user", None)
+        spec["interfaces"][0]["network"] = "default"
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
     if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
         node.clear()
         node["name"] = "root"

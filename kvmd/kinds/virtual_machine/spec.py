@@ -10,6 +10,7 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, DomainName, HostPath, Integer, Memory, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
@@ -86,7 +87,9 @@ class GuestMemory(SpecModel):
     """Memory of the guest."""
 
     guest: Memory = leaf(
-        about="Memory that the guest has now, in whole MiB.", example="2Gi", unless="NextBoot above the maximum"
+        about="Memory that the guest has now, in whole MiB.",
+        example="2Gi",
+        unless="NextBoot above the maximum, or without a balloon",
     )
     max_guest: Memory | None = leaf(
         None, about="How much guest may grow to; default guest.", example="8Gi", update=Update.NEXT_BOOT
@@ -170,6 +173,7 @@ class Devices(SpecModel):
 
     graphics: Graphics | None = branch(None, about="The screen; default none.")
     video: Video | None = branch(None, about="The video card; default vga where there is a screen, else none.")
+    balloon: Balloon | None = branch(None, about="The balloon of the memory; default a virtio one.")
     watchdog: Watchdog | None = branch(None, about="A watchdog; default none.")
     tpm: Tpm | None = branch(None, about="A TPM; default none.")
 
@@ -223,6 +227,14 @@ class Spec(SpecModel):
     firmware: Firmware | None = branch(None, about="What the machine boots with; default BIOS.")
     kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
     install: Install | None = branch(None, about="What a new guest boots once, before its disk.")
+    io_threads: Integer | None = leaf(
+        None,
+        about="Threads of QEMU that serve the disks which name them, so that these do not wait for the main loop.",
+        example=1,
+        unless="NextBoot for one less while a disk is served by it",
+        ge=1,
+        le=64,
+    )
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
@@ -258,6 +270,12 @@ class Spec(SpecModel):
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
         if len(orders) != len(set(orders)):
             raise ValueError("two devices have the same bootOrder")
+        for disk in self.disks:
+            if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
+                raise ValueError(
+                    f"the disk '{disk.name}' is served by ioThread {disk.io_thread}, and there are "
+                    f"{self.io_threads or 0}; write `ioThreads: {disk.io_thread}`"
+                )
         _once((disk.path for disk in self.disks), "the disk file")
         _once((disk.url for disk in self.disks if not disk.read_only), "the disk")
         named = {path for disk in self.disks for path in (disk.path, disk.media and disk.media.path) if path}
