@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
@@ -42,6 +43,21 @@ class Report:
     propagated: tuple[float, ...]
     wake_at: float | None
     seconds: float
+
+    def source_data(self, path: str) -> dict[str, Any]:
+        """The state of the directory *path*, as people see it."""
+        snapshot, plan = self.snapshot, self.plan
+        return {
+            "path": path,
+            "revision": snapshot.revision,
+            "digest": snapshot.digest,
+            "files": snapshot.files,
+            "complete": snapshot.complete,
+            "reason": snapshot.reason,
+            "problems": [str(problem) for problem in snapshot.problems],
+            "held": [f"{hold.ref}: {hold.message}" for hold in plan.holds],
+            "pruneDigest": plan.prune_digest,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,76 @@
+"""The running self of a guest: what changes in it at once, what waits, and whether what waits gets a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from kvmd import ops, xmlmap
+from kvmd.api.quantity import format_quantity
+from kvmd.api.status import DEGRADED, Condition
+from kvmd.kinds.virtual_machine import power, snapshots
+from kvmd.kinds.virtual_machine.board import written_at_boot
+from kvmd.kinds.virtual_machine.domain import State, read
+from kvmd.kinds.virtual_machine.guest import Guest
+from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
+from kvmd.kinds.virtual_machine.ownership import owned_changes
+from kvmd.kinds.virtual_machine.restart import due
+from kvmd.observed import Domain
+from kvmd.plan.difference import differences
+from kvmd.plan.look import Look
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Its state (None: it does not run) and the changes of it."""
+
+    state: State | None = None
+    changes: LiveChanges = field(default_factory=LiveChanges)
+
+
+def running(guest: Guest, look: Look) -> Running:
+    """Compare it with what is wanted, field by field."""
+    domain, want = guest.domain, guest.want.state
+    if domain is None or domain.live is None:
+        return Running()
+    root = xmlmap.parse(domain.live)
+    state = read(root, guest.known)
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, written_at_boot(domain))
+    # The running self shows the CPU that host-model became; what it was started with stands in its mark.
+    found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
+    judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
+    if judged.wait_until is not None or judged.unanswered:
+        found = tuple(change for change in found if change.path != "memory.guest")
+    changes = live_changes(domain, root, guest.known, (state, want), found)
+    notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
+    operations, said = (*changes.operations, *notes), _unanswered(judged, state, want)
+    return Running(state, replace(changes, operations=operations, wake_at=judged.wait_until, conditions=said))
+
+
+def restart_due(guest: Guest, changes: LiveChanges, look: Look) -> tuple[bool, float | None]:
+    """Whether somebody asked for a restart, or the policy makes one of *changes* that wait; when to look again."""
+    resource, memory, domain = guest.resource, guest.memory, guest.domain
+    if domain is None or not domain.active or snapshots.half_restored(guest.ref, look):
+        return False, None
+    if memory.restart or power.restart_asked(resource, domain, look):
+        return True, None
+    if snapshots.restored(domain) and memory.approved_hash != resource.spec_hash:
+        return False, None  # what it went back to would be lost
+    return due(resource, guest.spec.update_policy, changes, guest.ledger.restarting, look)
+
+
+def _unanswered(judged: Balloon, state: State, want: State) -> tuple[Condition, ...]:
+    if not judged.unanswered:
+        return ()
+    text = (
+        f"the guest has {format_quantity(state.memory)} instead of {format_quantity(want.memory)}: its balloon "
+        "driver does not answer; load virtio_balloon in the guest"
+    )
+    return (Condition(DEGRADED, True, "BalloonUnanswered", text),)
+
+
+def _model_waits(guest: Guest, domain: Domain) -> bool:
+    if domain.boot_mark is None:
+        return False
+    then = domain.boot_mark.written.get("cpu", {})
+    return (then.get("model") if isinstance(then, Mapping) else None) != guest.spec.cpu.model
