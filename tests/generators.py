@@ -206,7 +206,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         shutdown=[
             chance.fields(
                 methods=(["acpi"], ["agent", "acpi"]), timeoutSeconds=(20,), forceAfterTimeout=(True, False)
-            )
+            ),
+            {"timeouts": {"agent": 30, "acpi": 90}},
         ],
         updatePolicy=[{"restart": word} for word in ("Never", "Manual", "Automatic")],
         driftPolicy=("Correct", "Report", "Ignore"),

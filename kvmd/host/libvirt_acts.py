@@ -13,7 +13,7 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Retry, Stale
-from kvmd.host import snapshot_acts
+from kvmd.host import power_button, snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
@@ -38,11 +38,6 @@ _ON_REBOOT = {
     "restart": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
 }
 Result = TypeVar("Result")
-
-_SHUTDOWN = {
-    "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-    "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-}
 
 
 class LibvirtActs:
@@ -115,7 +110,7 @@ class LibvirtActs:
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
-                _shut_down(domain, methods)
+                power_button.ask(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
             case ops.DomainUndefine(nvram=nvram):
@@ -213,21 +208,6 @@ def _unless_done(act: Any) -> None:
 
 def _says_already(text: str) -> bool:
     return any(part in text for part in ("already running", "already active", "is not running", "is not active"))
-
-
-def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
-    """Ask by the first method that can be used; the agent can only where it answers."""
-    failure: libvirt.libvirtError | None = None
-    for method in methods:
-        try:
-            domain.shutdownFlags(_SHUTDOWN[method])
-            return
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == _NOT_VALID and "is not running" in str(error):
-                return
-            failure = error
-    if failure is not None:
-        raise failure
 
 
 def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:

@@ -19,6 +19,7 @@ from kvmd.kinds.virtual_machine.graphics import Graphics, Video
 from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
+from kvmd.kinds.virtual_machine.shutdown import Shutdown
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
 
 
@@ -181,19 +182,6 @@ class Devices(SpecModel):
     def _agree(self) -> Devices:
         _distinct((item.name for item in self.serial), "serial consoles")
         return self
-
-
-class Shutdown(SpecModel):
-    """How the guest is asked to power off."""
-
-    methods: tuple[Literal["agent", "acpi"], ...] = leaf(
-        ("agent", "acpi"),
-        about="Ways, in order; one that does not work is passed over.",
-        example=["acpi"],
-        min_length=1,
-    )
-    timeout_seconds: Integer = leaf(120, about="How long the guest has, in seconds.", example=120, ge=1)
-    force_after_timeout: Boolean = leaf(True, about="Whether the plug is pulled then.", example=True)
 
 
 class Spec(SpecModel):
