@@ -1,4 +1,4 @@
-"""Asking a guest to power off. An agent answers by the guest's end: libvirt waits for it up to 60 s, kvmd does not."""
+"""Asking a guest to power off. An agent answers by the guest's end; libvirt waits for it up to 60 s, kvmd not."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,13 +11,12 @@ from pydantic import model_validator
 
 from kvmd import xmlmap
 from kvmd.api.quantity import Memory
-from kvmd.api.resource import SpecModel, leaf_paths
+from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.kinds.virtual_machine import balloon as memory_balloon
 from kvmd.kinds.virtual_machine import firmware as uefi
 from kvmd.kinds.virtual_machine import graphics as screen
 from kvmd.kinds.virtual_machine.io_threads import IO_THREADS
-from kvmd.observed import Domain
 from kvmd.plan.difference import Change, at, is_owned
 from kvmd.xmlmap import Element, Place
 
@@ -153,8 +151,6 @@ class Board:
     tpm_version: str | None = field(default=None, metadata=at("devices.tpm.version", xml=_TPM_VERSION))
 
 
-_AT_BOOT = ("firmware.", "devices.", "memory.hugepages", "ioThreads")
-_TUNED_AT_BOOT = re.compile(r"disks\[[^]]+\]\.(ioTune|ioThread)|interfaces\[[^]]+\]\.(bandwidth|queues)")
 _PASSWORD = "devices.graphics.passwordFrom"
 _FOLLOWERS = {
     "firmware.type": ("firmware.secureBoot",),
@@ -177,18 +173,6 @@ def followers(found: Iterable[Change], owned: frozenset[str]) -> set[str]:
         # A card that was there before the screen stays when the screen goes.
         follows |= {head, *(path for path in rest if path in group or change.before is None)}
     return follows
-
-
-def written_at_boot(domain: Domain) -> frozenset[str]:
-    """The leaves that its spec had when it was started: one taken out since then has still to leave."""
-    if domain.boot_mark is None:
-        return frozenset()
-    paths = leaf_paths(domain.boot_mark.written)
-    return frozenset(
-        path
-        for path in paths
-        if (path.startswith(_AT_BOOT) and not path.startswith("devices.serial")) or _TUNED_AT_BOOT.match(path)
-    )
 
 
 def is_password_alone(changes: tuple[Change, ...]) -> bool:

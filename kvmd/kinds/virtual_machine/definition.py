@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.kinds.virtual_machine import document
+from kvmd.kinds.virtual_machine import document, leaving
 from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.ownership import owned_changes
@@ -58,5 +58,7 @@ def _recorded(guest: Guest, look: Look) -> Mark | None:
 
 
 def _mark(guest: Guest, before: Mark | None, look: Look) -> Mark:
-    mark = Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(guest.want.resolved)
+    left = leaving.note(guest.domain, before, guest.resource, guest.applied)
+    resolved = {**guest.want.resolved, **left}
+    mark = Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(resolved)
     return replace(mark, written=redacted(mark.written))

@@ -9,9 +9,9 @@ from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.kinds.virtual_machine import power, snapshots
-from kvmd.kinds.virtual_machine.board import written_at_boot
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
+from kvmd.kinds.virtual_machine.leaving import to_leave
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.restart import due
@@ -35,7 +35,7 @@ def running(guest: Guest, look: Look) -> Running:
         return Running()
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
-    found = owned_changes(differences(state, want), guest.resource, guest.applied, written_at_boot(domain))
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, to_leave(domain))
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
