@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ class Tuned:
         files = guest_files()
         (folder / "data.raw").write_bytes(bytes(8 * MIB))
         args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.timeout=1"
-        self.disk: dict[str, Any] = {"name": "data", "path": f"{folder}/data.raw", "format": "raw"}
+        (folder / "setup.iso").write_bytes(bytes(MIB))
+        self.disk: dict[str, Any] = {"name": "data", "path": f"{folder}/data.raw", "format": "raw", "bootOrder": 1}
         self.nic: dict[str, Any] = {"name": "net0", "bridge": "br0"}
         self.devices: dict[str, Any] = {
             "guestAgent": True,
@@ -44,7 +46,8 @@ class Tuned:
             "disks": [self.disk],
             "interfaces": [self.nic],
             "devices": self.devices,
-            "shutdown": {"timeouts": {"agent": 4, "acpi": 30}},
+            "install": {"from": {"path": f"{folder}/setup.iso"}, "doneWhen": "GuestAgent"},
+            "shutdown": {"timeouts": {"agent": 6, "acpi": 30}},
         }
 
     def apply(self) -> None:
@@ -52,7 +55,7 @@ class Tuned:
         document = {"apiVersion": "kvmd.dev/v1alpha1", "kind": "VirtualMachine", "metadata": {"name": "web"}}
         before = self.agent.object(VM)
         self.agent.write("web.yaml", yaml.safe_dump(document | {"spec": self.spec}))
-        wait_until(lambda: self._is_applied(before), 30, f"the spec is applied: {self.agent.object(VM)}")
+        wait_until(lambda: self._is_applied(before), 90, f"the spec is applied: {self.agent.object(VM)}")
 
     def _is_applied(self, before: dict[str, Any] | None) -> bool:
         found = self.agent.object(VM)
@@ -109,10 +112,29 @@ def tuned(hermetic: Hermetic, tmp_path: Path) -> Iterator[Tuned]:
 
 def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) -> None:
     """Each row: a leaf of the spec, and what libvirt, QEMU, the kernel or the guest then say of it."""
-    hermetic, identity, up = tuned.hermetic, tuned.hermetic.virsh("domid", "web"), tuned.uptime()
+    identity, up = tuned.hermetic.virsh("domid", "web"), tuned.uptime()
+    install_is_done_once_the_agent_answers(tuned)
+    limits_of_a_disk(tuned)
+    bandwidth_and_link_of_a_nic(tuned)
+    threads_and_statistics(tuned)
+    assert tuned.pending() == set()
+    tuned.at_rest()
+    assert tuned.hermetic.virsh("domid", "web") == identity
+    wait_until(lambda: tuned.uptime() > up + 1, 20, "the guest runs on")
+    the_power_button_follows_an_agent_that_did_not_bring_it_about(tuned)
+
+
+def install_is_done_once_the_agent_answers(tuned: Tuned) -> None:
+    """The medium leaves the running guest, and nothing waits for the next boot."""
+    wait_until(lambda: (tuned.agent.object(VM) or {})["status"].get("guestAgent") == "connected", 30, "the agent")
+    wait_until(lambda: "setup.iso" not in tuned.hermetic.virsh("domblklist", "web"), 20, "the medium is out")
+    assert "setup.iso" not in tuned.hermetic.virsh("domblklist", "web", "--inactive")
+    assert tuned.pending() == set()
     tuned.at_rest()
 
-    # disks[].ioTune: limits in total, then for each direction with a burst, then by hand, then none
+
+def limits_of_a_disk(tuned: Tuned) -> None:
+    """In total, for each direction with a burst, by hand, and none."""
     tuned.disk["ioTune"] = {"total": {"bytes": "5Mi", "iops": 300}}
     tuned.apply()
     assert tuned.limits() == {"total_bytes_sec": 5 * MIB, "total_iops_sec": 300}
@@ -123,13 +145,16 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
     both |= {"read_bytes_sec_max": 40 * MIB, "read_bytes_sec_max_length": 5}
     assert {name: value for name, value in tuned.limits().items() if name in both} == both
     tuned.at_rest()
-    hermetic.virsh("blkdeviotune", "web", "vda", "--live", "--total-iops-sec", "7")
+    tuned.hermetic.virsh("blkdeviotune", "web", "vda", "--live", "--total-iops-sec", "7")
     wait_until(lambda: tuned.limits()["total_iops_sec"] == 300, 20, "what somebody limited by hand is put right")
     del tuned.disk["ioTune"]
     tuned.apply()
     assert tuned.limits() == {}
 
-    # interfaces[].bandwidth and link, in one call
+
+def bandwidth_and_link_of_a_nic(tuned: Tuned) -> None:
+    """Both in one call; the kernel's own class has the rate."""
+    hermetic = tuned.hermetic
     limits = {"inbound": {"average": "1M", "peak": "2M", "burst": "64Ki"}, "outbound": {"average": "500k"}}
     tuned.nic |= {"bandwidth": limits, "link": "down"}
     tuned.apply()
@@ -145,7 +170,9 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
     assert tuned.live().find("devices/interface/bandwidth") is None
     assert "htb" not in hermetic.run("tc", "qdisc", "show", "dev", tap.get("dev", ""))
 
-    # ioThreads and a disk that is plugged in with one of its own; the memory statistics of the balloon
+
+def threads_and_statistics(tuned: Tuned) -> None:
+    """A disk that is plugged in with a thread and limits of its own; what the balloon tells of memory."""
     (tuned.folder / "fast.raw").write_bytes(bytes(4 * MIB))
     fast = {"name": "fast", "path": f"{tuned.folder}/fast.raw", "format": "raw", "ioThread": 2, "detectZeroes": "on"}
     fast["ioTune"] = {"total": {"iops": 100}}
@@ -157,7 +184,7 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
     assert driver is not None and driver.get("detect_zeroes") == "on"
     period = tuned.live().find("devices/memballoon/stats")
     assert period is not None and period.get("period") == "2"
-    assert "actual" in hermetic.virsh("dommemstat", "web")
+    wait_until(lambda: "usable" in tuned.hermetic.virsh("dommemstat", "web"), 20, "the guest tells of its memory")
     tuned.at_rest()
     tuned.spec["disks"] = [tuned.disk]
     del tuned.spec["ioThreads"]
@@ -165,8 +192,13 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
     tuned.apply()
     wait_until(lambda: tuned.live().find("iothreadids") is None, 30, "the threads are gone")
     assert tuned.live().find("devices/memballoon/stats") is None
-    assert tuned.pending() == set()
-    tuned.at_rest()
 
-    assert hermetic.virsh("domid", "web") == identity
-    wait_until(lambda: tuned.uptime() > up + 1, 20, "the guest runs on")
+
+def the_power_button_follows_an_agent_that_did_not_bring_it_about(tuned: Tuned) -> None:
+    """Each in its time, and nobody is forced."""
+    tuned.spec["runStrategy"] = "Halted"
+    began = time.monotonic()
+    tuned.apply()
+    assert tuned.said("KVMD-AGENT asked to power off") and tuned.said("KVMD-POWEROFF name=web")
+    assert time.monotonic() - began > tuned.spec["shutdown"]["timeouts"]["agent"]
+    assert tuned.agent.metric("kvmd_forced_stops_total") == 0

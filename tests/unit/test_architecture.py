@@ -130,6 +130,9 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.firmware": {"type": "efi"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
     "VirtualMachine.kernelBoot.initrd": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot": {"kernel": {"path": "/x"}},
+    "VirtualMachine.install.from.kernelBoot.kernel": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "Network.ips": {"address": "192.168.122.1/24"},
@@ -157,6 +160,8 @@ EXCLUSIVE = {
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.kernel": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
 # What an example needs beside it to make sense.

@@ -17,6 +17,7 @@ from kvmd.kinds.virtual_machine.board import hidden
 from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
+from kvmd.kinds.virtual_machine.install import TRAY
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.plan.model import ObjectMemory
@@ -170,6 +171,9 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
     if leaf is None:
         device = change.after or change.before
         assert isinstance(device, DiskState)
+        if name == TRAY and change.after is None:  # it stays until the next boot, what lies in it does not
+            element = dict(xml.disk_elements(running.root, running.known))[name]
+            return _update(domain, xml.ALIAS_DISK + name, element, replace(device, source=None), "path", "format")
         if device.bus not in xml.HOT_PLUG_BUSES:
             return None
         alias = xml.ALIAS_DISK + name

@@ -43,7 +43,7 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     if active and ledger.restarting and not restart:
         notes = (*notes, ops.LedgerWrite(str(ref), "restarting", ""))  # nobody wants it any more
     at = install.stage(spec, domain, ledger)
-    if over := install.ended(ref, at, domain):
+    if over := install.ended(ref, spec, at, domain):
         return Power((*notes, *over), (), False, "its installer has ended")
     wish, why = _wish(ref, spec, domain, ledger, look)
     if active and (restart or wish == OFF):

@@ -17,6 +17,7 @@ from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.firmware import Firmware
 from kvmd.kinds.virtual_machine.graphics import Graphics, Video
 from kvmd.kinds.virtual_machine.install import TRAY, Install
+from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.shutdown import Shutdown
@@ -110,31 +111,6 @@ class GuestMemory(SpecModel):
         if self.guest > self.maximum:
             raise ValueError("guest is above maxGuest")
         return self
-
-
-class BootFile(SpecModel):
-    """A kernel or initial RAM disk on the host."""
-
-    path: HostPath | None = leaf(
-        None, about="File on the host.", example="/var/lib/kvmd/images/vmlinuz", update=Update.NEXT_BOOT
-    )
-    image: str | None = leaf(None, about="An Image.", example="vmlinuz", update=Update.NEXT_BOOT)
-
-    @model_validator(mode="after")
-    def _agree(self) -> BootFile:
-        if (self.path is None) == (self.image is None):
-            raise ValueError("write exactly one of `path` and `image`")
-        return self
-
-
-class KernelBoot(SpecModel):
-    """Boot a kernel from the host (qemu -kernel, -initrd, -append)."""
-
-    kernel: BootFile = branch(about="The kernel.")
-    initrd: BootFile | None = branch(None, about="The initial RAM disk.")
-    args: Text | None = leaf(
-        None, about="Kernel command line.", example="console=ttyS0 root=/dev/vda1", update=Update.NEXT_BOOT
-    )
 
 
 class Serial(SpecModel):
@@ -258,12 +234,6 @@ class Spec(SpecModel):
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
         if len(orders) != len(set(orders)):
             raise ValueError("two devices have the same bootOrder")
-        for disk in self.disks:
-            if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
-                raise ValueError(
-                    f"the disk '{disk.name}' is served by ioThread {disk.io_thread}, and there are "
-                    f"{self.io_threads or 0}; write `ioThreads: {disk.io_thread}`"
-                )
         _once((disk.path for disk in self.disks), "the disk file")
         _once((disk.url for disk in self.disks if not disk.read_only), "the disk")
         named = {path for disk in self.disks for path in (disk.path, disk.media and disk.media.path) if path}
@@ -286,6 +256,18 @@ class Spec(SpecModel):
             raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
         if sum(disk.bus == "ide" for disk in self.disks) > 4:
             raise ValueError("there is one IDE controller, which takes four devices")
+        return self
+
+    @model_validator(mode="after")
+    def _agree_on_disks(self) -> Spec:
+        for disk in self.disks:
+            if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
+                raise ValueError(
+                    f"the disk '{disk.name}' is served by ioThread {disk.io_thread}, and there are "
+                    f"{self.io_threads or 0}; write `ioThreads: {disk.io_thread}`"
+                )
+        if self.install is not None:
+            self.install.agree_with(self.disks, self.devices.guest_agent)
         return self
 
     @property
