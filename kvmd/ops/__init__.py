@@ -6,7 +6,7 @@ Each operation says what it costs the guests (its impact) and describes itself i
 from __future__ import annotations
 
 from kvmd.ops.base import Impact, Op
-from kvmd.ops.checkpoint import AddressesMove, Guarded
+from kvmd.ops.checkpoint import AddressesMove, AddressesRestore, Guarded
 from kvmd.ops.domain import (
     DomainAttach,
     DomainDefine,
@@ -41,12 +41,14 @@ from kvmd.ops.link import (
 )
 from kvmd.ops.network import (
     NetworkDefine,
+    NetworkRepair,
     NetworkRestart,
     NetworkSetAutostart,
     NetworkStart,
     NetworkStop,
     NetworkUndefine,
     NetworkUpdate,
+    blip_of,
 )
 from kvmd.ops.snapshot import (
     SnapshotMark,
@@ -80,6 +82,7 @@ __all__ = [
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
+    "AddressesRestore",
     "BridgeCreate",
     "DomainAttach",
     "DomainDefine",
@@ -108,6 +111,7 @@ __all__ = [
     "LinkOp",
     "LinkSet",
     "NetworkDefine",
+    "NetworkRepair",
     "NetworkRestart",
     "NetworkSetAutostart",
     "NetworkStart",
@@ -141,4 +145,5 @@ __all__ = [
     "VolumeMark",
     "VolumeTrash",
     "VxlanCreate",
+    "blip_of",
 ]

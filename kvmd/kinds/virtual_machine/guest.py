@@ -67,7 +67,7 @@ def guest_of(ref: Ref, look: Look) -> Guest:
     ledger = power.ledger_of(ref, look)
     installing = install.stage(resource.spec, domain, ledger)
     spec = install.with_installer(resource.spec, installing)
-    resource = replace(resource, spec=spec)
+    resource = resource.in_words_of(spec)
     refuse_outside(ref, files(spec), look)
     refuse_odd_consoles(ref, spec, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
