@@ -13,7 +13,7 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Retry, Stale
-from kvmd.host import snapshot_acts
+from kvmd.host import power_button, snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
@@ -47,11 +47,6 @@ _ON_REBOOT = {
     "restart": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
 }
 Result = TypeVar("Result")
-
-_SHUTDOWN = {
-    "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-    "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-}
 
 
 class LibvirtActs:
@@ -126,7 +121,7 @@ class LibvirtActs:
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
-                _shut_down(domain, methods)
+                power_button.ask(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
             case ops.DomainUndefine(nvram=nvram):
@@ -149,6 +144,15 @@ class LibvirtActs:
                 domain.setVcpusFlags(count, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainSetIoTune(target=target, limits=limits):
+                domain.setBlockIoTune(target, dict(limits), LIVE)
+            case ops.DomainSetIoThreads(add=add, remove=remove):
+                for number in add:
+                    domain.addIOThread(number, LIVE)
+                for number in remove:
+                    domain.delIOThread(number, LIVE)
+            case ops.DomainSetBalloonPeriod(seconds=seconds):
+                domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
                 domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
             case ops.DomainDetach(alias=alias, xml=xml):
@@ -218,21 +222,6 @@ def _unless_done(act: Any) -> None:
 
 def _says_already(text: str) -> bool:
     return any(part in text for part in ("already running", "already active", "is not running", "is not active"))
-
-
-def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
-    """Ask by the first method that can be used; the agent can only where it answers."""
-    failure: libvirt.libvirtError | None = None
-    for method in methods:
-        try:
-            domain.shutdownFlags(_SHUTDOWN[method])
-            return
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == _NOT_VALID and "is not running" in str(error):
-                return
-            failure = error
-    if failure is not None:
-        raise failure
 
 
 def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:

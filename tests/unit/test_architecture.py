@@ -123,11 +123,16 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
+    "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
+    "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
     "VirtualMachine.firmware": {"type": "efi"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
     "VirtualMachine.kernelBoot.initrd": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot": {"kernel": {"path": "/x"}},
+    "VirtualMachine.install.from.kernelBoot.kernel": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
@@ -167,6 +172,8 @@ EXCLUSIVE = {
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.kernel": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
 # What an example needs beside it to make sense.
@@ -174,6 +181,15 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
+    "VirtualMachine.spec.disks.ioTune.iopsSize": {"total": {"iops": 500}},
+    "VirtualMachine.spec.interfaces.queues": {"network": "default"},
+    **{
+        f"VirtualMachine.spec.disks.ioTune.{way}.{word}Burst{more}": {word: 1, f"{word}Burst": 10}
+        for way in ("total", "read", "write")
+        for word in ("bytes", "iops")
+        for more in ("", "Seconds")
+    },
+    **{f"VirtualMachine.spec.interfaces.bandwidth.{way}.peak": {"burst": "512Ki"} for way in ("inbound", "outbound")},
     "Bridge.spec.addresses.static": {"from": "Static"},
     "Network.spec.domain.localOnly": {"name": "lab.example"},
     "VirtualMachine.spec.disks.image": {"readOnly": True},
@@ -221,6 +237,14 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk.pop("format", None)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
+    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
+        "VirtualMachine.interfaces",
+        "queues",
+    ):
+        spec["interfaces"][0].pop("user", None)
+        spec["interfaces"][0]["network"] = "default"
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
     if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
         node.clear()
         node["name"] = "root"

@@ -13,7 +13,9 @@ from kvmd.plan.wording import Described, Wording, put, said
 from kvmd.xmlmap import Element
 
 # What the language reaches, or libvirt adds to every domain by itself.
-_SAID = frozenset(("name", "uuid", "metadata", "memory", "currentMemory", "vcpu", "os", "cpu", "features", "clock"))
+_SAID = frozenset(
+    ("name", "uuid", "metadata", "memory", "currentMemory", "vcpu", "os", "cpu", "features", "clock", "iothreads")
+)
 _BY_ITSELF = frozenset(("on_poweroff", "on_reboot", "on_crash", "pm", "devices", "resource", "seclabel"))
 _SAID_DEVICES = frozenset(("disk", "interface", "serial", "channel", "rng"))
 _DEVICES_BY_ITSELF = frozenset(("emulator", "console", "controller", "input", "memballoon", "audio"))

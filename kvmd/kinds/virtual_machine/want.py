@@ -11,11 +11,13 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import direct, user_network
+from kvmd.kinds.virtual_machine import bandwidth, direct, user_network
+from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import nvram_path
 from kvmd.kinds.virtual_machine.graphics import screen_of
+from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
 from kvmd.kinds.virtual_machine.spec import Spec
@@ -108,18 +110,23 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
 def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str, Any]:
     """What the machine has one of."""
     firmware, watchdog, tpm = spec.firmware, spec.devices.watchdog, spec.devices.tpm
+    balloon = spec.devices.balloon or Balloon()
     screen = screen_of(ref, spec.devices.graphics, spec.devices.video, look)
     uuid = domain.uuid if domain is not None else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     return {
         "firmware": firmware.type if firmware else "bios",
         "secure_boot": firmware.secure_boot if firmware else False,
         "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
+        "io_threads": spec.io_threads,
         "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
         "graphics": screen.type,
         "listen": screen.listen,
         "password": screen.password,
         "secrets": screen.secrets,
         "video": screen.video,
+        "balloon": balloon.model,
+        "balloon_period": balloon.stats_period_seconds,
+        "free_page_reporting": balloon.free_page_reporting,
         "watchdog": watchdog.model if watchdog else None,
         "watchdog_action": watchdog.action if watchdog else None,
         "tpm": tpm.model if tpm else None,
@@ -192,7 +199,10 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 cache=disk.cache,
                 io=disk.io,
                 discard=disk.discard,
+                detect_zeroes=disk.detect_zeroes,
+                io_thread=disk.io_thread,
                 target=target,
+                **limits_of(disk.io_tune),
             )
         )
     return tuple(found)
@@ -208,7 +218,9 @@ def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState
         mac=nic.mac or (before.mac if before is not None else derived),
         model=nic.model,
         link=nic.link,
+        queues=nic.queues,
         boot_order=nic.boot_order,
+        **bandwidth.limits_of(nic.bandwidth),
     )
 
 
