@@ -184,7 +184,9 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     orders = itertools.count(1)
     kind = chance.choice(("q35", "pc", "pc-q35-7.2"))
     memory = {"guest": chance.choice(("256Mi", "512Mi", "1Gi"))}
-    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",), hugepages=({"size": "2Mi"}, None))
+    memory |= chance.fields(
+        maxGuest=("1Gi", "2Gi"), hotplug=("Balloon", "VirtioMem", "Dimm"), hugepages=({"size": "2Mi"}, None)
+    )
     boots: list[Any] = [
         None,
         {"kernel": {"path": "/boot/vmlinuz"}},

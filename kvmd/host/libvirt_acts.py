@@ -136,6 +136,8 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(xml=xml) if xml:
+                domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
             case ops.DomainAttach(alias=alias):

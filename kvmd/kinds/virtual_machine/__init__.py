@@ -182,9 +182,9 @@ def secrets(spec: Spec) -> tuple[str, ...]:
 
 
 def boot(spec: Spec) -> Boot:
-    """What its start waits for: memory (all that its balloon may give back), turn and dependencies."""
+    """What its start waits for: memory, turn and dependencies."""
     awaits = tuple((dependency.target, dependency.condition) for dependency in spec.depends_on)
-    return Boot(spec.memory.maximum, spec.startup.order, awaits, spec.startup.delay_seconds)
+    return Boot(spec.memory.promised, spec.startup.order, awaits, spec.startup.delay_seconds)
 
 
 def window(spec: Spec) -> Window | None:

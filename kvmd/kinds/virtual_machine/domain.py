@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.api.quantity import MEBIBYTE
 from kvmd.kinds.virtual_machine import remote
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
+from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
 
@@ -169,9 +169,9 @@ def _cpu_get(root: Element) -> str | None:
 
 def _cpu_put(root: Element, model: str | None) -> None:
     cpu = root.find("cpu")
-    topology = None if cpu is None else cpu.find("topology")
+    kept = [] if cpu is None else [*cpu.findall("topology"), *cpu.findall("numa")]
     xmlmap.cut(root, "cpu")
-    if model is None and topology is None:
+    if model is None and not kept:
         return
     cpu = ElementTree.SubElement(root, "cpu")
     if model in ("host-model", "host-passthrough", "maximum"):
@@ -180,8 +180,7 @@ def _cpu_put(root: Element, model: str | None) -> None:
         cpu.set("mode", "custom")
         cpu.set("match", "exact")
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = model
-    if topology is not None:
-        cpu.append(topology)
+    cpu.extend(kept)
 
 
 def _topology_get(root: Element) -> tuple[int, int, int] | None:
@@ -214,17 +213,7 @@ def _max_vcpus_put(root: Element, count: int) -> None:
     element = xmlmap.reach(root, "vcpu")
     element.text = str(count)
     element.set("current", str(min(now, count)))
-
-
-def _memory(path: str) -> Place:
-    """libvirt rounds memory up to whole MiB when it starts QEMU (qemuDomainAlignMemorySizes), so less is the same."""
-    place = xmlmap.size(path)
-
-    def get(root: Element) -> int | None:
-        size = place.get(root)
-        return None if size is None else -(-size // MEBIBYTE) * MEBIBYTE
-
-    return Place(get, place.put)
+    cover(root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +230,9 @@ class State(Board):
     topology: tuple[int, int, int] | None = field(
         metadata=at("cpu.topology", xml=Place(_topology_get, _topology_put))
     )
-    max_memory: int = field(metadata=at("memory.maxGuest", xml=_memory("memory")))
-    memory: int = field(metadata=at("memory.guest", xml=_memory("currentMemory")))
+    max_memory: int = field(metadata=at("memory.maxGuest", xml=MAXIMUM))
+    memory: int = field(metadata=at("memory.guest", xml=GUEST))
+    hotplug: str = field(metadata=at("memory.hotplug", xml=MODE))
     kernel: str | None = field(metadata=at("kernelBoot.kernel.path", xml=xmlmap.text("os/kernel")))
     initrd: str | None = field(metadata=at("kernelBoot.initrd.path", xml=xmlmap.text("os/initrd")))
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))

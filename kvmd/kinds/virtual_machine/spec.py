@@ -16,6 +16,7 @@ from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.firmware import Firmware
 from kvmd.kinds.virtual_machine.graphics import Graphics, Video
 from kvmd.kinds.virtual_machine.install import TRAY, Install
+from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
@@ -86,13 +87,20 @@ class GuestMemory(SpecModel):
     """Memory of the guest."""
 
     guest: Memory = leaf(
-        about="Memory that the guest has now, in whole MiB.", example="2Gi", unless="NextBoot above the maximum"
+        about="Memory that the guest has now, in whole MiB.",
+        example="2Gi",
+        unless="NextBoot above the maximum, and with hotplug VirtioMem or Dimm below what it was booted with",
     )
     max_guest: Memory | None = leaf(
         None, about="How much guest may grow to; default guest.", example="8Gi", update=Update.NEXT_BOOT
     )
-    hotplug: Literal["Balloon"] = leaf(
-        "Balloon", about="How memory grows in a running guest.", example="Balloon", update=Update.NEXT_BOOT
+    hotplug: Literal["Balloon", "VirtioMem", "Dimm"] = leaf(
+        "Balloon",
+        about="How memory grows in a running guest. Balloon: it is booted with maxGuest and gives back what guest is "
+        "less. VirtioMem: a device plugs more or less, in steps of 2Mi. Dimm: DIMMs of multiples of 128Mi are "
+        "plugged in; guests seldom let go of one again.",
+        example="VirtioMem",
+        update=Update.NEXT_BOOT,
     )
     hugepages: HugePages | None = branch(None, about="Huge pages of the host; default ordinary ones.")
 
@@ -105,7 +113,13 @@ class GuestMemory(SpecModel):
     def _agree(self) -> GuestMemory:
         if self.guest > self.maximum:
             raise ValueError("guest is above maxGuest")
+        refuse_odd(self.hotplug, self.guest, self.maximum, self.hugepages.size if self.hugepages else None)
         return self
+
+    @property
+    def promised(self) -> int:
+        """What the host must have for it: a balloon may give all of it back."""
+        return self.maximum if self.hotplug == "Balloon" else self.guest
 
 
 class BootFile(SpecModel):

@@ -93,6 +93,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         if config is None or "memory.maxGuest" in owned
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
+        hotplug=spec.memory.hotplug,
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
