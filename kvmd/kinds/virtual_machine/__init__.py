@@ -166,6 +166,7 @@ def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: t
         or install.is_over(guest.installing, guest.config)
         or _own_start(guest.resource, guest.domain, operations)
         or is_password_alone(changes)
+        or all(isinstance(item, ops.DomainDetach) for item in operations)  # asked again, until the guest lets go
     )
 
 

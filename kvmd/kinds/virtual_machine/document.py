@@ -10,7 +10,7 @@ from typing import Any
 
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
-from kvmd.kinds.virtual_machine import domain
+from kvmd.kinds.virtual_machine import domain, slots
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import place_nvram
 from kvmd.plan.difference import Change
@@ -54,7 +54,9 @@ def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> 
     return xmlmap.serialise(root)
 
 
-def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, mark: Mark) -> str:
+def overlay(
+    base: str, want: State, changes: tuple[Change, ...], known: Known, mark: Mark, live: str | None = None
+) -> str:
     """Write onto a definition exactly the changes, the aliases and the mark; all else stays as it is."""
     root = xmlmap.parse(base)
     paths = {change.path for change in changes}
@@ -73,6 +75,8 @@ def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, m
         xmlmap.cut(root, "os/boot")
     _name_devices(root, want, known)
     _controllers(root, want)
+    if live is not None:
+        slots.place(root, xmlmap.parse(live))
     put_into(root, mark)
     return xmlmap.serialise(root)
 

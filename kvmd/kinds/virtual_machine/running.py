@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import memory, power, snapshots
+from kvmd.kinds.virtual_machine import memory, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.board import written_at_boot
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
@@ -36,7 +36,8 @@ def running(guest: Guest, look: Look) -> Running:
         return Running()
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
-    found = owned_changes(differences(state, want), guest.resource, guest.applied, written_at_boot(domain))
+    before = written_at_boot(domain) | unplug.left_behind(root, want)
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, before)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
@@ -45,7 +46,9 @@ def running(guest: Guest, look: Look) -> Running:
     changes = live_changes(domain, root, guest.known, (state, want), found)
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
     plugging, untaken = _untaken(guest, root, look.now)
-    operations, said = (*changes.operations, *notes), (*_unanswered(judged, state, want), *untaken)
+    operations = (*changes.operations, *notes)
+    kept = unplug.unanswered(domain, operations, guest.memory.fruitless)
+    said = (*_unanswered(judged, state, want), *untaken, *kept)
     return Running(
         state, replace(changes, operations=operations, wake_at=judged.wait_until or plugging, conditions=said)
     )
