@@ -163,6 +163,11 @@ class Machine:
         for path in paths:
             self._put(Key("file", path), File(path, "regular", 1, path))
 
+    def add_folders(self, spec: Any) -> None:
+        """Let the folders that a machine shares be there."""
+        for share in getattr(spec, "filesystems", ()):
+            self._put(Key("file", share.path), File(share.path, "directory", 1, share.path))
+
     # -------------------------------------------------------------------------------------------- acting
 
     def execute(self, operation: ops.Op) -> None:
@@ -755,7 +760,7 @@ def _complete_cpus(root: Element) -> None:
 def _complete_devices(root: Element, q35: bool) -> None:
     targets = [item.get("dev") for item in root.findall("devices/disk/target")]
     _demand(len(targets) == len(set(targets)), f"target duplicated: {targets}")
-    tags = ("disk", "interface", "serial", "memory")
+    tags = ("disk", "interface", "serial", "memory", "filesystem", "hostdev")
     aliases = [item.get("name", "") for tag in tags for item in root.findall(f"devices/{tag}/alias")]
     owned = [name for name in aliases if name.startswith("ua-")]
     _demand(len(owned) == len(set(owned)), f"alias duplicated: {owned}")
@@ -766,6 +771,10 @@ def _complete_devices(root: Element, q35: bool) -> None:
         driver.set("type", driver.get("type", "raw"))
         if disk.find("serial") is not None and not disk.findtext("serial"):
             cut(disk, "serial")
+    shares = root.findall("devices/filesystem")
+    if any(reach(copy.deepcopy(share), "driver").get("type") == "virtiofs" for share in shares):
+        shared = root.find("memoryBacking/access[@mode='shared']")
+        _demand(shared is not None, "virtiofs requires shared memory")
     for nic in root.findall("devices/interface"):
         mac = reach(nic, "mac")
         mac.set("address", mac.get("address") or f"52:54:00:{uuids.uuid4().hex[:6]}")
@@ -788,7 +797,7 @@ class Loop:
     """Plan, act, look again: what the engine does, without threads and clocks. *now* passes by a second a round."""
 
     def __init__(self, machine: Machine, rules: Rules | None = None, now: float = 1000.0) -> None:
-        self.machine, self.rules, self.now = machine, rules or Rules(), now
+        self.machine, self.rules, self.now = machine, rules or Rules(host_devices=("*",)), now
         self.memory = Remembering(Backoff(jitter=0.0))
         self.planner = Planner(CONTROLLERS, self.rules)
         self.applied: dict[Ref, Applied] = {}

@@ -8,7 +8,7 @@ from kvmd import ops
 from kvmd.api.quantity import duration_seconds
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
-from kvmd.kinds.virtual_machine import ageing, direct, graphics, install, power, snapshots
+from kvmd.kinds.virtual_machine import ageing, direct, graphics, host_devices, install, power, snapshots
 from kvmd.kinds.virtual_machine.board import is_password_alone
 from kvmd.kinds.virtual_machine.definition import Definition, definition
 from kvmd.kinds.virtual_machine.describe import describe
@@ -61,6 +61,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
     found += [Claim("disk", disk.url) for disk in spec.disks if disk.url and not disk.read_only]
     found += [Claim("disk", f"Volume/{disk.volume}") for disk in spec.disks if disk.volume and not disk.read_only]
+    found += [Claim("host device", device.id) for device in spec.host_devices]
     found += [Claim("disk", serial.file) for serial in spec.serials if serial.file]  # a start truncates it
     for nic in spec.interfaces:
         found += [Claim("tap", nic.tap)] if nic.tap else []
@@ -126,7 +127,9 @@ class _Acts:
 def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
     spec, domain = guest.spec, guest.domain
     absent = absent_files(spec, look)
-    aged = ageing.conditions(spec, domain, guest.want.state.machine, look)
+    running = domain is not None and domain.active
+    passed = host_devices.conditions(spec.host_devices, running, look)
+    aged = (*ageing.conditions(spec, domain, guest.want.state.machine, look), *passed)
     able = guest.origins.startable and not any(item.reason != "MachineDeprecated" for item in aged)
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = not absent and able and _stands(spec, look)

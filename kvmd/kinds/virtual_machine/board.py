@@ -140,7 +140,7 @@ class Board:
     tpm_version: str | None = field(default=None, metadata=at("devices.tpm.version", xml=_TPM_VERSION))
 
 
-_AT_BOOT = ("firmware.", "devices.", "memory.hugepages")
+_AT_BOOT = ("firmware.", "devices.", "memory.hugepages", "memory.hotplug")
 _PASSWORD = "devices.graphics.passwordFrom"
 _FOLLOWERS = {
     "firmware.type": ("firmware.secureBoot",),

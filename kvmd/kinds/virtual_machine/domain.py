@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.kinds.virtual_machine import remote
+from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
@@ -240,6 +240,8 @@ class State(Board):
     guest_agent: bool = field(metadata=at("devices.guestAgent", xml=AGENT))
     disks: tuple[DiskState, ...] = field(metadata=at("disks", keyed=True))
     interfaces: tuple[NicState, ...] = field(metadata=at("interfaces", keyed=True))
+    shares: tuple[filesystems.FilesystemState, ...] = field(metadata=at("filesystems", keyed=True))
+    passed: tuple[host_devices.HostDeviceState, ...] = field(metadata=at("hostDevices", keyed=True))
     serials: tuple[SerialState, ...] = field(metadata=at("devices.serial", keyed=True))
 
 
@@ -254,6 +256,8 @@ class Known:
     nics: dict[str, str] = field(default_factory=dict)  # MAC -> name
     serials: tuple[str, ...] = ()
     trays: tuple[str, ...] = ()  # names of CD-ROMs, in order
+    shares: dict[str, str] = field(default_factory=dict)  # tag -> name
+    passed: dict[str, str] = field(default_factory=dict)  # address or vendor and product -> name
 
 
 def read(root: Element, known: Known) -> State:
@@ -268,6 +272,14 @@ def read(root: Element, known: Known) -> State:
         interfaces=tuple(
             xmlmap.read(NicState, element, name=name, target=_target(element))
             for name, element in nic_elements(root, known)
+        ),
+        shares=tuple(
+            xmlmap.read(filesystems.FilesystemState, element, name=name)
+            for name, element in filesystems.elements(root, known.shares)
+        ),
+        passed=tuple(
+            xmlmap.read(host_devices.HostDeviceState, element, name=name)
+            for name, element in host_devices.elements(root, known.passed)
         ),
         serials=tuple(xmlmap.read(SerialState, element, name=name) for name, element in serial_elements(root, known)),
     )

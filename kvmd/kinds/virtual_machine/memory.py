@@ -82,6 +82,17 @@ def maximum_of(root: Element) -> int | None:
     return _whole((_MAXIMUM if mode_of(root) == DIMM else _TOTAL).get(root))
 
 
+def is_sayable(root: Element) -> bool:
+    """True where it has devices for its memory and a spec can say so: one model, one cell, even sizes."""
+    mode, guest, maximum = mode_of(root), guest_of(root) or 0, maximum_of(root) or 0
+    models = {device.get("model") for device in root.findall("devices/memory")}
+    if mode == BALLOON or not models <= {"virtio-mem" if mode == VIRTIO_MEM else "dimm"}:
+        return False
+    alone = len(root.findall("cpu/numa/cell")) == 1 and len(_devices(root, "virtio-mem")) < 2
+    step = step_of(mode, None)
+    return alone and not guest % step and not maximum % step and root.find("memoryBacking/hugepages") is None
+
+
 # ------------------------------------------------------------------------------------------------- writing
 
 

@@ -13,8 +13,10 @@ from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.filesystems import Filesystem
 from kvmd.kinds.virtual_machine.firmware import Firmware
 from kvmd.kinds.virtual_machine.graphics import Graphics, Video
+from kvmd.kinds.virtual_machine.host_devices import HostDevice
 from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
@@ -239,6 +241,8 @@ class Spec(SpecModel):
     install: Install | None = branch(None, about="What a new guest boots once, before its disk.")
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
+    filesystems: tuple[Filesystem, ...] = branch((), about="Folders of the host that the guest mounts.")
+    host_devices: tuple[HostDevice, ...] = branch((), about="Devices of the host that the guest has to itself.")
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
     devices: Devices = branch(factory=Devices, about="Other devices.")
     shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
@@ -268,6 +272,10 @@ class Spec(SpecModel):
                 f"with runStrategy {self.run_strategy} it would be left off after its install; write Always or Manual"
             )
         _distinct((interface.name for interface in self.interfaces), "interfaces")
+        _distinct((share.name for share in self.filesystems), "filesystems")
+        _once((share.tag or share.name for share in self.filesystems), "the tag")
+        _distinct((device.name for device in self.host_devices), "hostDevices")
+        _once((device.id for device in self.host_devices), "the host device")
         orders = [order for item in self.disks if (order := item.boot_order) is not None]
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
         if len(orders) != len(set(orders)):

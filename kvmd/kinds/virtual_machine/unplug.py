@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from kvmd import ops
 from kvmd.api.status import DEGRADED, Condition
+from kvmd.kinds.virtual_machine import filesystems, host_devices
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
 from kvmd.kinds.virtual_machine.memory import ALIAS_DIMM
 from kvmd.observed import Domain
@@ -21,7 +25,12 @@ _CURES = {
 
 def left_behind(root: Element, want: State) -> frozenset[str]:
     """Devices of ours that the guest has and nobody wants any more: the definition has lost them already."""
-    groups = (("disk", ALIAS_DISK, "disks", want.disks), ("interface", ALIAS_NIC, "interfaces", want.interfaces))
+    groups: tuple[tuple[str, str, str, Iterable[Any]], ...] = (
+        ("disk", ALIAS_DISK, "disks", want.disks),
+        ("interface", ALIAS_NIC, "interfaces", want.interfaces),
+        ("filesystem", filesystems.ALIAS, "filesystems", want.shares),
+        ("hostdev", host_devices.ALIAS, "hostDevices", want.passed),
+    )
     found = []
     for tag, prefix, where, devices in groups:
         wanted = {prefix + device.name for device in devices}
