@@ -75,15 +75,17 @@ def test_virtio_mem_and_a_share_of_a_running_guest(running: Agent, tmp_path: Pat
     assert (tmp_path / "work" / "answer").read_text() == "from web\n"
     at_rest(agent, "web")
     identity = hermetic.virsh("domid", "web")
-    agent.write("web.yaml", spec(agent, "web", memory=sizes.format(384), more=share))
+    two = "vcpus: 2"
+    agent.write("web.yaml", spec(agent, "web", memory=sizes.format(384), more=share, vcpus=two))
     wait_until(lambda: memory(agent, "web") >= before + 256, 40, "256 MiB more")
+    assert hermetic.virsh("vcpucount", "web", "--live", "--current").strip() == "2"
     at_rest(agent, "web")
-    agent.write("web.yaml", spec(agent, "web", memory=sizes.format(192), more=share))
+    agent.write("web.yaml", spec(agent, "web", memory=sizes.format(192), more=share, vcpus=two))
     wait_until(lambda: memory(agent, "web") <= before + 64, 40, "192 MiB less")
     assert at_rest(agent, "web")["status"]["pendingChanges"] == []
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(96)))
-    wait_until(lambda: len(pending(agent)) == 2, 20, "what it was booted with, and the share")
-    assert pending(agent) == {"spec.memory.guest", "spec.filesystems[work]"}
+    waiting = {"spec.memory.guest", "spec.filesystems[work]", "spec.cpu.vcpus"}
+    wait_until(lambda: pending(agent) == waiting, 20, "less than it was booted with, no share, and one CPU less")
     assert hermetic.virsh("domid", "web") == identity
 
 
