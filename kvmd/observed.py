@@ -160,6 +160,36 @@ class Network:
     mark: Mark | None = None
 
 
+class Lease(NamedTuple):
+    """An address that a guest was given; *name* is what it calls itself."""
+
+    address: str
+    mac: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """The leases of the network that has that bridge."""
+
+    bridge: str
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What decides over packets between links: switches of the kernel, and rules that have to do with networks."""
+
+    ipv4: bool
+    ipv6: bool
+    bridged: bool = False  # frames within a bridge pass the firewall, too
+    drops: bool = False  # the firewall's FORWARD policy is DROP
+    rules: tuple[
+        str, ...
+    ] = ()  # table and rule as iptables writes it; ``nft``, chain and rule of libvirt's own table
+    astray: tuple[tuple[str, str], ...] = ()  # bridges with a strict rp_filter, and the link that answers leave by
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """A storage pool of libvirt; *path* is its directory, where its type has one."""
@@ -322,7 +352,21 @@ class Host:
 
 
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
-Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | LinkManager | Checkpoint | Ledger | Host
+Fact = (
+    Marked
+    | Leases
+    | Forwarding
+    | Holders
+    | Transfer
+    | Secret
+    | Server
+    | File
+    | Ports
+    | LinkManager
+    | Checkpoint
+    | Ledger
+    | Host
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from kvmd.observed import (
     Checkpoint,
     Domain,
     File,
+    Forwarding,
     Image,
     Key,
     Ledger,
@@ -49,7 +50,19 @@ from kvmd.xmlmap import parse, serialise
 SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
 NOW = 10_000.0
 STORAGE = ("pools", "images", "volumes", "transfers")
-WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
+WORDS = {
+    "applied",
+    "forwarding",
+    "host",
+    "missingFiles",
+    "links",
+    "domains",
+    "networks",
+    "ledger",
+    "unread",
+    "snapshots",
+    *STORAGE,
+}
 WORDS |= {"managers", "checkpoints"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
@@ -81,6 +94,10 @@ def values_of(path: Path) -> list[dict[str, Any]]:
     documents, problems = compose(path.read_bytes(), str(path), Source())
     assert not problems, "\n".join(map(str, problems))
     return [document.value for document in documents]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Situation:
@@ -164,6 +181,10 @@ class Situation:
         """What somebody, or the guests, have done since."""
         for path in self.words.get("missingFiles", ()):
             self.machine.facts[Key("file", path)] = File(path, "missing")
+        if "forwarding" in self.words:
+            said = {"ipv4": True, "ipv6": True, **self.words["forwarding"]}
+            lists = {name: tuple(map(_frozen, said[name])) for name in ("rules", "astray") if name in said}
+            self.machine.facts[Key("forwarding", "")] = Forwarding(**said | lists)
         for network in self.words.get("networks", ()):
             self._disturb_network(dict(network))
         for link in self.words.get("links", ()):

@@ -120,20 +120,48 @@ def tun(number: int, chance: Chance, names: Names) -> Document:
 def network(number: int, chance: Chance, names: Names) -> Document:
     """A network of libvirt."""
     prefix = f"192.168.{100 + number}"
+    lease = [{}, {"lease": "12h"}, {"lease": "120s"}]
     dhcp = chance.fields(
-        ranges=([{"start": f"{prefix}.100", "end": f"{prefix}.199"}],),
-        hosts=([{"mac": f"52:54:00:AA:00:0{number}", "ip": f"{prefix}.9", "name": "printer"}],),
+        ranges=[[{"start": f"{prefix}.100", "end": f"{prefix}.199"} | item] for item in lease],
+        hosts=[
+            [{"mac": f"52:54:00:AA:00:0{number}", "ip": f"{prefix}.9", "name": "printer"} | item] for item in lease
+        ],
+        bootp=({"file": "pxelinux.0"}, {"file": "pxelinux.0", "server": f"{prefix}.7"}, None),
     )
     four: dict[str, Any] = {"address": f"{prefix}.1/24"} | ({"dhcp": dhcp} if dhcp else {})
-    ips = chance.some([four, {"address": f"FD00:{100 + number}::1/64"}, {"address": f"172.16.{number}.1/24"}], 3)
+    six: dict[str, Any] = {"address": f"FD00:{100 + number}::1/64"}
+    six |= chance.fields(dhcp=({"hosts": [{"name": "six", "ip": f"fd00:{100 + number}::6"}]}, {}))
+    ips = chance.some([four, six, {"address": f"172.16.{number}.1/24"}], 3)
+    nat = {"addresses": {"start": "198.51.100.1", "end": "198.51.100.4"}, "ports": {"start": 2000, "end": 3000}}
+    limit = {"average": 1000, "peak": 5000, "burst": 5120}
+    forwards = [{"mode": mode} for mode in ("nat", "isolated", "route", "open")]
+    forwards += [
+        {"mode": "nat", "nat": {"ipv6": True}, "device": "eno1"},
+        {"nat": nat},
+        {"mode": "route", "device": "eno1"},
+    ]
     spec = chance.fields(
-        forward=[{"mode": mode} for mode in ("nat", "isolated", "route", "open")],
-        domain=({"name": "lab.example"}, {"name": None}),
+        forward=forwards,
+        domain=({"name": "lab.example"}, {"name": None}, {"name": "lab.example", "localOnly": True}),
+        dns=(
+            {"enable": False},
+            {"forwardPlainNames": False, "forwarders": [{"address": "9.9.9.9"}, {"domain": "corp.example"}]},
+            {"hosts": [{"ip": f"{prefix}.7", "names": ["lp", "printer"]}], "txt": [{"name": "a", "value": "b c"}]},
+            {"srv": [{"service": "ldap", "protocol": "tcp"}, {"service": "sip", "protocol": "udp", "target": "x.y"}]},
+        ),
+        bandwidth=({"inbound": limit}, {"outbound": {"average": 10}}, {}),
+        portgroups=([{"name": "fast", "default": True}], [{"name": "slow", "bandwidth": {"inbound": limit}}], []),
         disruptionPolicy=("Wait", "Replug"),
         mtu=(1400, 1500, None),
         deletionPolicy=_DELETION,
-        bridge=({"name": f"virbr-t{number}"}, {"stp": True}, {"name": f"virbr-t{number}", "stp": False}),
+        bridge=(
+            {"name": f"virbr-t{number}"},
+            {"stp": True, "forwardDelaySeconds": 4},
+            {"name": f"virbr-t{number}", "stp": False},
+        ),
     )
+    if four in ips:
+        spec |= chance.fields(routes=([{"to": f"10.{60 + number}.0.0/16", "via": f"{prefix}.2", "metric": 3}], []))
     spec |= {} if ips else {"forward": {"mode": "isolated"}}
     names.networks.append(f"net{number}")
     return document("Network", f"net{number}", spec | ({"ips": ips} if ips or chance.random() < 0.5 else {}))

@@ -14,6 +14,8 @@ readonly full=(
 )
 readonly newer=(virtiofsd qemu-system-modules-spice) # from Debian 13 on; before that parts of QEMU's own packages
 readonly rooted='root or libvirt or guest'
+# Two at a time: much of a test is waiting. The tests of a file share a libvirtd, so they stay together.
+readonly workers=(-n "${KVMD_TEST_WORKERS:-2}" --dist loadfile)
 
 quick='' failed=() passed_tests=0 failed_tests=0 skipped_tests=0 ran=0
 
@@ -24,6 +26,7 @@ Usage: tests/run.sh [quick] [PYTEST-ARGUMENT...]
 Without 'quick' it needs root: it installs Debian's libvirt and QEMU, and tests on the real kernel and libvirt, in
 namespaces and a libvirtd of its own. With 'quick' it runs what needs neither. Either way it makes a virtual
 environment in $venv (KVMD_TEST_VENV names another place).
+Two tests run at a time (KVMD_TEST_WORKERS; 0: one, in the process itself).
 END
 }
 
@@ -96,7 +99,7 @@ count() { # count WORD FILE: the number before WORD in the last summary line of 
 tests() { # tests MARKERS [ARGUMENT...]
     local code=0 output
     output=$(mktemp)
-    python -m pytest -m "$1" "${@:2}" 2>&1 < /dev/null | tee "$output" || code=$?
+    python -m pytest "${workers[@]}" -m "$1" "${@:2}" 2>&1 < /dev/null | tee "$output" || code=$?
     passed_tests=$((passed_tests + $(count passed "$output")))
     failed_tests=$((failed_tests + $(count failed "$output") + $(count error "$output")))
     skipped_tests=$((skipped_tests + $(count skipped "$output")))

@@ -36,6 +36,7 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
+    Forwarding,
     Host,
     Key,
     Ledger,
@@ -73,6 +74,39 @@ class Impossible(AssertionError):
 def _demand(condition: Any, why: str) -> None:
     if not condition:
         raise Impossible(why)
+
+
+# Of each section of a network: where its entries are, how they are called, and what libvirt knows them by.
+_SECTIONS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "dhcp-host": ("dhcp", "host", ("mac", "id", "name", "ip")),
+    "dhcp-range": ("dhcp", "range", ("start", "end")),
+    "dns-host": ("dns", "host", ("ip",)),
+    "dns-txt": ("dns", "txt", ("name",)),
+    "dns-srv": ("dns", "srv", ("service", "protocol", "domain", "target", "port", "priority", "weight")),
+    "portgroup": ("", "portgroup", ("name",)),
+    "forward-interface": ("forward", "interface", ("dev",)),
+}
+
+
+def _update_section(holder: Element, tag: str, keys: tuple[str, ...], operation: ops.NetworkUpdate) -> None:
+    """Add, replace or remove one entry, as libvirt finds it."""
+    wanted = parse(operation.xml)
+    if tag == "interface":  # libvirt shows the first one as an attribute, too
+        holder.attrib.pop("dev", None)
+        if operation.command == "add":
+            holder.set("dev", wanted.get("dev", ""))
+    same = [item for item in holder.findall(tag) if all(item.get(key) == wanted.get(key) for key in keys)]
+    if operation.command == "add":
+        taken = [item for item in holder.findall("host") if item.get("mac") and item.get("mac") == wanted.get("mac")]
+        _demand(not same and not (tag == "host" and taken), f"there already: {operation.xml}")
+        holder.append(wanted)
+        return
+    _demand(len(same) == 1, f"not there: {operation.xml}")
+    place = list(holder).index(same[0])
+    holder.remove(same[0])
+    if operation.command == "modify":
+        _demand(tag == "portgroup", f"libvirt modifies no {tag}")
+        holder.insert(place, wanted)
 
 
 class Machine:
@@ -445,6 +479,10 @@ class Machine:
                 del self.facts[Key("network", network.name)]
             case ops.NetworkSetAutostart(enabled=enabled):
                 self._put(Key("network", network.name), replace(network, autostart=enabled))
+            case ops.NetworkRepair():
+                fact = self.facts[Key("forwarding", "")]
+                assert isinstance(fact, Forwarding)
+                self._put(Key("forwarding", ""), replace(fact, ipv4=True, ipv6=True))
             case ops.NetworkUpdate():
                 self._update_network(network, operation)
             case _:
@@ -457,13 +495,20 @@ class Machine:
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         forward = root.find("forward")
         mode = "" if forward is None else forward.get("mode", "nat")
+        if forward is not None and forward.get("dev") and forward.find("interface") is None:
+            ElementTree.SubElement(forward, "interface", {"dev": forward.get("dev", "")})
         _demand(root.find("ip") is not None or mode not in ("nat", "route", "open"), f"{mode} needs an IP address")
+        if mode == "bridge":
+            used = root.find("bridge")
+            _demand(used is not None and used.keys() == ["name"], "a bridge of others has a name and nothing else")
+            _demand(root.find("ip") is None and root.find("mac") is None, "a bridge of others has no address here")
+            return self.keep_network(root)
         for version in (4, 6):
             subnets = [ip for ip in root.findall("ip") if (":" in ip.get("address", "")) == (version == 6)]
             _demand(sum(ip.find("dhcp") is not None for ip in subnets) < 2, f"DHCP on two IPv{version} subnets")
         for ip in root.findall("ip"):
             for host in ip.findall("dhcp/host"):
-                _demand(":" not in ip.get("address", ""), f"IPv6 reservation by MAC {host.get('mac')}")
+                _demand((":" in ip.get("address", "")) != bool(host.get("mac")), f"reservation by {host.attrib}")
             addresses = [host.get("ip") for host in ip.findall("dhcp/host")]
             _demand(len(addresses) == len(set(addresses)), "dnsmasq refuses one address for two guests")
         bridge = reach(root, "bridge")
@@ -471,6 +516,7 @@ class Machine:
             taken = {fact.bridge for fact in others}
             bridge.set("name", next(n for i in itertools.count() if (n := f"virbr{i}") not in taken))
         bridge.set("stp", bridge.get("stp", "on"))
+        bridge.set("delay", bridge.get("delay", "0"))
         return self.keep_network(root)
 
     def keep_network(self, root: Element) -> Network:
@@ -478,7 +524,8 @@ class Machine:
         name, uuid = root.findtext("name") or "", root.findtext("uuid") or str(uuids.uuid4())
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         bridge = reach(root, "bridge")
-        _demand(all(fact.bridge != bridge.get("name") for fact in others), "bridge name in use by another network")
+        free = all(fact.bridge != bridge.get("name") for fact in others)
+        _demand(free or root.find("forward[@mode='bridge']") is not None, "bridge name in use by another network")
         found = self.facts.get(Key("network", name))
         if isinstance(found, Network):
             _demand(found.uuid == uuid, f"network {name} has another uuid")
@@ -495,7 +542,11 @@ class Machine:
         _demand(not network.active, f"network {name} is active")
         bridge = parse(network.config or "").find("bridge")
         assert bridge is not None
-        self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, stp=bridge.get("stp") == "on"))
+        if parse(network.config or "").find("forward[@mode='bridge']") is None:
+            stp, delay = bridge.get("stp") == "on", float(bridge.get("delay", "0"))
+            delay = max(2.0, delay) if stp else delay
+            name_of_bridge = bridge.get("name", "")
+            self.add_link(Link(name_of_bridge, 0, "bridge", up=True, stp=stp, forward_delay_seconds=delay))
         made = replace(network, active=True, live=network.config, bridge=bridge.get("name", ""))
         self._put(Key("network", name), made)
 
@@ -505,7 +556,8 @@ class Machine:
         _demand(network.active, f"network {name} is not active")
         bridge = parse(network.live or "").find("bridge")
         assert bridge is not None
-        if self.find_link(bridge.get("name", "")) is not None:
+        own = parse(network.live or "").find("forward[@mode='bridge']") is None
+        if own and self.find_link(bridge.get("name", "")) is not None:
             self.delete_link(bridge.get("name", ""))
         self._put(Key("network", name), replace(network, active=False, live=None))
 
@@ -515,19 +567,14 @@ class Machine:
                 self.set_link(tap, master=bridge, master_index=self.link(bridge).index)
 
     def _update_network(self, network: Network, operation: ops.NetworkUpdate) -> None:
-        section = operation.section.removeprefix("dhcp-")
         for where in [name for name in ("live", "config") if getattr(operation, name)]:
             root = parse(getattr(self.network(network.name), where))
-            dhcp = reach(root.findall("ip")[operation.parent_index], "dhcp")
-            wanted = parse(operation.xml)
-            same = [item for item in dhcp.findall(section) if item.attrib == wanted.attrib]
-            if operation.command == "add":
-                taken = [item for item in dhcp.findall("host") if item.get("mac") == wanted.get("mac")]
-                _demand(not same and not (section == "host" and taken), f"there already: {operation.xml}")
-                dhcp.append(wanted)
+            parent, tag, keys = _SECTIONS[operation.section]
+            if parent == "dhcp":
+                holder = reach(root.findall("ip")[operation.parent_index], "dhcp")
             else:
-                _demand(same, f"not there: {operation.xml}")
-                dhcp.remove(same[0])
+                holder = reach(root, parent) if parent else root
+            _update_section(holder, tag, keys, operation)
             fact = self.network(network.name)
             self._put(Key("network", network.name), replace(fact, **{where: serialise(root)}))  # type: ignore[arg-type]
 
@@ -818,7 +865,10 @@ class Loop:
     def plan(self) -> Plan:
         """The next plan."""
         observed = self.look()
-        return self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now)
+        begun: list[Step] = []
+        plan = self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now, begun.append)
+        assert all(step in plan.steps for step in begun), "what is begun while others are planned is in the plan"
+        return plan
 
     def fresh_plan(self) -> Plan:
         """What a planner that remembers nothing says now."""

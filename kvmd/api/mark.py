@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvmd.api.resource import EMPTY, Ref, Resource, steering
+from kvmd.api.resource import EMPTY, Ref, Resource, steering, with_shared_keys
 
 XML_NAMESPACE = "https://kvmd.dev/xmlns/libvirt/1"
 XML_PREFIX = "kvmd"
@@ -89,7 +89,7 @@ class Mark:
     def from_element(cls, element: ElementTree.Element) -> Mark | None:
         """Read the XML form; a mark that nobody can read is no mark."""
         try:
-            details = json.loads(element.text or "{}")
+            details = json.loads(element.text or "{}", object_pairs_hook=with_shared_keys)
             return cls(
                 owner=element.attrib["owner"],
                 ref=Ref.parse(element.attrib["ref"]),

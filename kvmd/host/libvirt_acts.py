@@ -17,6 +17,7 @@ from kvmd.host import snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
+from kvmd.host.repair import repair
 from kvmd.host.seeds import password_in
 from kvmd.settings import Libvirt
 
@@ -27,6 +28,11 @@ _NOT_VALID = libvirt.VIR_ERR_OPERATION_INVALID
 _SECTIONS = {
     "dhcp-host": libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
     "dhcp-range": libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
+    "dns-host": libvirt.VIR_NETWORK_SECTION_DNS_HOST,
+    "dns-txt": libvirt.VIR_NETWORK_SECTION_DNS_TXT,
+    "dns-srv": libvirt.VIR_NETWORK_SECTION_DNS_SRV,
+    "portgroup": libvirt.VIR_NETWORK_SECTION_PORTGROUP,
+    "forward-interface": libvirt.VIR_NETWORK_SECTION_FORWARD_INTERFACE,
 }
 _COMMANDS = {
     "add": libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
@@ -102,6 +108,8 @@ class LibvirtActs:
                 network.undefine()
             case ops.NetworkSetAutostart(uuid=uuid, enabled=enabled):
                 self._network(uuid).setAutostart(int(enabled))
+            case ops.NetworkRepair(uuid=uuid):
+                repair(operation, self._network(uuid))
             case ops.NetworkUpdate():
                 self._update_network(operation)
             case _:
@@ -182,8 +190,8 @@ def _start(network: Any) -> None:
 def _keep_strangers_bridge(network: Any) -> None:
     """Raise Stale where the bridge's name is taken since the plan: libvirt 11 deletes that link when it fails."""
     with contextlib.suppress(libvirt.libvirtError, OSError):
-        bridge = network.bridgeName()
-        if not network.isActive() and socket.if_nametoindex(bridge):
+        bridge, mode = network.bridgeName(), ElementTree.fromstring(network.XMLDesc()).find("forward[@mode='bridge']")
+        if mode is None and not network.isActive() and socket.if_nametoindex(bridge):
             raise Stale(f"network {network.name()}: a link {bridge} has appeared")
 
 

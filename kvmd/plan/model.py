@@ -96,6 +96,7 @@ class Draft:
     later: tuple[Op, ...] = ()  # what follows once the operations have had their effect
     needed_by: tuple[tuple[Ref, ...], ...] = ()  # of each operation its own part of *needs*; empty: all need all
     stopping: bool = False  # a shutdown is under way, or about to be asked for
+    noticed: str = ""  # what it will cost whom once what waits is let through
 
 
 @dataclass(frozen=True, slots=True)

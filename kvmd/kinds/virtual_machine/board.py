@@ -54,7 +54,7 @@ class HugePages(SpecModel):
 
 def _watchdog(root: Element) -> Element | None:
     """Never the itco: libvirt 9.1 and newer write it down for each q35, whose chipset has one."""
-    return next((item for item in root.findall("devices/watchdog") if item.get("model") != "itco"), None)
+    return next((item for item in xmlmap.children(root, "devices/watchdog") if item.get("model") != "itco"), None)
 
 
 def _watchdog_model_put(root: Element, model: str | None) -> None:
@@ -89,7 +89,7 @@ def _tpm_version_put(root: Element, version: str | None) -> None:
 
 def _pages_get(root: Element) -> int | None:
     """0 for pages of the size that the host prefers."""
-    if root.find("memoryBacking/hugepages") is None:
+    if xmlmap.find(root, "memoryBacking/hugepages") is None:
         return None
     return xmlmap.size("size").get(_as_size(root.find("memoryBacking/hugepages/page"))) or 0
 

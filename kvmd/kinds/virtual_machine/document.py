@@ -20,7 +20,7 @@ from kvmd.xmlmap import Element
 SPARE_ROOT_PORTS = 8
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> str:
     """A new definition. Everything that libvirt would draw at random is written.
 

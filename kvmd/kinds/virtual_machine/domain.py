@@ -184,7 +184,7 @@ def _cpu_put(root: Element, model: str | None) -> None:
 
 
 def _topology_get(root: Element) -> tuple[int, int, int] | None:
-    topology = root.find("cpu/topology")
+    topology = xmlmap.find(root, "cpu/topology")
     if topology is None:
         return None
     return (int(topology.get("sockets", "1")), int(topology.get("cores", "1")), int(topology.get("threads", "1")))
@@ -298,7 +298,9 @@ def _alias(element: Element, prefix: str) -> str | None:
 
 def disk_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
     """Every disk with its name: its alias, else its source, else (a CD-ROM) its place among the trays."""
-    elements = [item for item in root.findall("devices/disk") if item.get("device", "disk") in ("disk", "cdrom")]
+    elements = [
+        item for item in xmlmap.children(root, "devices/disk") if item.get("device", "disk") in ("disk", "cdrom")
+    ]
     taken = {name for element in elements if (name := _alias(element, ALIAS_DISK)) is not None}
     trays = [name for name in known.trays if name not in taken]
     for element in elements:
@@ -313,7 +315,7 @@ def disk_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
 
 def nic_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
     """Every NIC with its name: its alias, else its MAC."""
-    for element in root.findall("devices/interface"):
+    for element in xmlmap.children(root, "devices/interface"):
         mac = element.find("mac")
         address = "" if mac is None else mac.get("address", "")
         yield _alias(element, ALIAS_NIC) or known.nics.get(address) or f"{FOREIGN}{address}", element
@@ -322,7 +324,7 @@ def nic_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
 def serial_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
     """Every serial console with its name: its alias, else its place in the order."""
     rest = list(known.serials)
-    for number, element in enumerate(root.findall("devices/serial")):
+    for number, element in enumerate(xmlmap.children(root, "devices/serial")):
         name = _alias(element, ALIAS_SERIAL)
         if name is None:
             name = rest[number] if number < len(rest) else f"{FOREIGN}{number}"

@@ -53,7 +53,7 @@ class Guest:
 
 
 def files(spec: Spec) -> tuple[str, ...]:
-    """Everything below its paths and those of the kernel that planning looks at."""
+    """Every file that planning looks at; those in which the kernel shows a PCI device, too."""
     return (*_named(spec), *host_devices.paths_of(spec.host_devices))
 
 
@@ -73,7 +73,7 @@ def guest_of(ref: Ref, look: Look) -> Guest:
     ledger = power.ledger_of(ref, look)
     installing = install.stage(resource.spec, domain, ledger)
     spec = install.with_installer(resource.spec, installing)
-    resource = replace(resource, spec=spec)
+    resource = resource.in_words_of(spec)
     refuse_outside(ref, _named(spec), look)
     host_devices.refuse_forbidden(ref, spec.host_devices, look)
     refuse_odd_consoles(ref, spec, look)
