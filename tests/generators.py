@@ -77,8 +77,18 @@ def bridge(number: int, chance: Chance, names: Names) -> Document:
     spec = chance.fields(
         stp=(True, False), mtu=(1400, 1500, 9000, None), forwardDelaySeconds=(2, 15, None), deletionPolicy=_DELETION
     )
+    spec |= chance.fields(
+        mac=(f"02:00:00:00:01:{number:02X}",),
+        priority=(0, 32768, None),
+        helloTimeSeconds=(1, None),
+        ageingTimeSeconds=(0, 300, None),
+        groupForwardMask=(16384, None),
+        multicastSnooping=(True, None),
+    )
     if names.uplinks and chance.random() < 0.5:
-        spec["uplinks"] = [{"name": names.uplinks.pop()}]
+        spec["uplinks"] = [
+            {"name": names.uplinks.pop(), **chance.fields(cost=(7, None), isolated=(True, False, None))}
+        ]
     addresses = [f"10.{number}.0.1/24", f"10.{number}.1.1/16", f"FD00:{number}::1/64", f"fe80::{number}/64"]
     static = chance.some(addresses, 3)
     if static:
@@ -97,6 +107,7 @@ def tap(number: int, chance: Chance, names: Names) -> Document:
         multiQueue=(True, False),
         mtu=(1400, None),
         mac=(f"FE:54:00:00:00:{number:x}",),
+        vnetHdr=(True, False),
         deletionPolicy=_DELETION,
         **({"bridge": names.bridges} if names.bridges else {}),
     )

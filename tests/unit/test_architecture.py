@@ -193,7 +193,9 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
 
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
-    """Take away what excludes the leaf."""
+    """Take away what excludes the leaf, and add what it needs."""
+    if trail == "Tap.port":
+        spec["bridge"] = "br0"
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
