@@ -122,6 +122,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"guest": "1Gi"}},
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
+    "VirtualMachine.filesystems": {"name": "data", "path": "/srv/data"},
+    "VirtualMachine.hostDevices": {"name": "gpu", "pci": "0000:01:00.0"},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
     "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
     "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
@@ -169,6 +171,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
 EXCLUSIVE = {
     "Image.source": ("url", "path"),
     "Image.checksumFrom": ("url", "path"),
+    "VirtualMachine.hostDevices": ("pci", "usb"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
@@ -278,7 +281,8 @@ def test_metadata_is_declared_whole() -> None:
 
 def states() -> list[tuple[ModuleType, type]]:
     """Every dataclass with fields that stand in XML."""
-    names = ["kvmd.kinds.network", "kvmd.kinds.virtual_machine.domain"]
+    names = ["kvmd.kinds.network"]
+    names += [f"kvmd.kinds.virtual_machine.{name}" for name in ("domain", "filesystems", "host_devices")]
     found = []
     for module in map(import_module, names):
         for value in vars(module).values():
