@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from kvmd.host.attributes import mark_on
 from kvmd.host.disk_header import read_header
 from kvmd.host.image_store import ImageStore
-from kvmd.host.seeds import Seeds, read_secret
+from kvmd.host.secrets import read_secret
+from kvmd.host.seeds import Seeds
 from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Transfer, Volume
 
 TELL_EVERY_SECONDS = 0.5
