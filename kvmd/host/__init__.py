@@ -14,6 +14,7 @@ from types import MappingProxyType
 from kvmd import ops
 from kvmd.errors import KvmdError
 from kvmd.host.checkpoint import Checkpoints
+from kvmd.host.errands import Errands
 from kvmd.host.files import Files
 from kvmd.host.helpers import lacking
 from kvmd.host.image_store import ImageStore
@@ -64,7 +65,8 @@ class Host:
         self._managers = LinkManagers()
         images = ImageStore(os.path.join(settings.paths.state, "images"))
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
-        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
+        errands = Errands(settings.backoff, wake)
+        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, errands), errands)
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm, self._lacking_links = usable_kvm(), lacking_links()
         self._lacking: tuple[str, ...] = ()
@@ -139,6 +141,7 @@ class Host:
         """Read all of it again at the next look."""
         self.libvirt.mark_stale("", "")
         self.storage.facts.mark_stale()
+        self.storage.errands.forget_failures()
         self._links_stale.set()
         self._host = None
 

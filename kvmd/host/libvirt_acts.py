@@ -75,6 +75,10 @@ class LibvirtActs:
                 self._connection = None
             raise
 
+    def another(self) -> LibvirtActs:
+        """The hand of another thread."""
+        return LibvirtActs(self._settings, self._recorder)
+
     def close(self) -> None:
         """Drop the connection."""
         connection, self._connection = self._connection, None

@@ -15,6 +15,11 @@ from kvmd.ops.base import Op
 class StorageOp(Op):
     """An operation on storage."""
 
+    @property
+    def errand(self) -> str:
+        """The name of the fact that shows it, where it is only started: nothing waits for its end."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolDefine(StorageOp):
@@ -83,6 +88,11 @@ class ImageFetch(StorageOp):
     checksum_path: str = ""
     bounded: ClassVar[bool] = False
 
+    @property
+    def errand(self) -> str:
+        """A guest goes on while its medium comes; an object of its own has nothing else to do."""
+        return self.name if self.mark is None else ""
+
     def describe(self) -> str:
         """What a plan says of it."""
         verb = "download" if self.url else "copy"
@@ -97,6 +107,11 @@ class ServerAsk(StorageOp):
     url: str
     driver: str
     other: bool  # it may be fetched instead
+
+    @property
+    def errand(self) -> str:
+        """Some servers let one wait."""
+        return self.url
 
     def describe(self) -> str:
         """What a plan says of it."""

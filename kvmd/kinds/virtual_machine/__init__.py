@@ -149,13 +149,13 @@ def plan(ref: Ref, look: Look) -> Draft:
     live_operations = () if acts.stops else (*running.operations, *on_reboot(resource, domain, ends, look))
     now = possible(resource.spec, (*live_operations, *acts.operations), absent, look, not able)
     operations = (*origins.operations, *power.before_definition(resource, domain, look), *definition, *now.operations)
-    operations = (*operations, *origins.drives.operations)  # last: what they wait for holds up nothing else
+    operations = (*operations, *origins.drives.operations)  # they only start what then goes on beside the guest
     first = install.before_definition(ref, installing, ledger)
-    alone = config is None and origins.drives.operations  # the guest counts its disks in one go: vda, vdb, ...
+    alone = config is None and origins.drives.waits  # the guest counts its disks in one go: vda, vdb, ...
     operations = origins.drives.operations if alone else (*first, *operations)
     told = (*install.conditions(resource.spec, domain, ledger), *acts.conditions, *running.conditions)
     conditions = (*told, *now.conditions, *origins.conditions, *_fallback(want), *aged)
-    wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window) if wake is not None]
+    wakes = [wake for wake in (acts.wake_at, running.wake_at, at_window, origins.drives.wake_at) if wake is not None]
     needs = needs_of(resource.spec, operations)
     if busy:
         operations, conditions = (), (*conditions, Condition(RECONCILING, True, "SnapshotUnderWay", busy))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvmd import ops
 from kvmd.api.resource import Ref, hash_of
+from kvmd.api.status import RECONCILING, STALLED, Condition
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import State
 from kvmd.kinds.virtual_machine.remote import FETCHED, choose, parse
@@ -15,13 +16,18 @@ from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain, Image, Key, Server, Transfer
 from kvmd.plan.look import Look
 
+MOST_ATTEMPTS = 5  # then a person should look
+
 
 @dataclass(frozen=True, slots=True)
 class Drives:
     """The spec with every URL in the place of a file, or the file that was fetched from there."""
 
     spec: Any = None
-    operations: tuple[ops.Op, ...] = ()  # that ask or fetch; until then the guest cannot start
+    operations: tuple[ops.Op, ...] = ()  # that start to ask or to fetch
+    waits: bool = False  # one cannot be reached yet: until then the guest cannot start
+    conditions: tuple[Condition, ...] = ()
+    wake_at: float | None = None
     resolved: Mapping[str, str] = field(default_factory=dict)  # what was chosen: the mark remembers it
     shown: tuple[Mapping[str, Any], ...] = ()
 
@@ -74,8 +80,11 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
     present = {disk.name: disk.source for disk in config.disks} if config else {}
     disks: list[Disk] = []
     operations: dict[ops.Op, None] = {}
+    conditions: dict[Condition, None] = {}
+    wakes: list[float] = []
     resolved: dict[str, str] = {}
     shown: list[Mapping[str, Any]] = []
+    waits = False
     for disk in spec.disks:
         remote = remote_of(disk)
         if remote is None:
@@ -84,7 +93,11 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
         chosen = _chosen(ref, disk.name, remote, look)
         source, act = _source(remote, chosen, look)
         if act is not None:
-            operations[act] = None
+            waits = True
+            errand = _errand(act, look)
+            operations |= dict.fromkeys(errand.operations)
+            conditions |= dict.fromkeys(errand.conditions)
+            wakes += [errand.wake_at] if errand.wake_at is not None else []
         if chosen is not None:
             key = f"access.{disk.name}"
             resolved |= {key: chosen[0], f"{key}.word": remote.word, f"{key}.why": chosen[1]}
@@ -94,7 +107,29 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
         elif disk.name in present:
             disks.append(_with_source(disk, present[disk.name], remote))
     resolved_spec = spec.model_copy(update={"disks": tuple(disks)})
-    return Drives(resolved_spec, tuple(operations), resolved, tuple(shown))
+    return Drives(
+        resolved_spec,
+        tuple(operations),
+        waits,
+        tuple(conditions),
+        min(wakes, default=None),
+        resolved=resolved,
+        shown=tuple(shown),
+    )
+
+
+def _errand(act: ops.StorageOp, look: Look) -> Drives:
+    """Start it, wait for its end, or say why it failed and wait for its time."""
+    fact = look.fact(Key("transfer", act.errand))
+    if not isinstance(fact, Transfer):
+        return Drives(operations=(act,))
+    if not fact.problem:
+        return Drives(conditions=(Condition(RECONCILING, True, "UnderWay", act.describe()),))
+    if look.now >= fact.again_at:
+        return Drives(operations=(act,))
+    kind = STALLED if fact.final or fact.attempts >= MOST_ATTEMPTS else RECONCILING
+    told = Condition(kind, True, "DriveNotReached", f"{fact.problem} (attempt {fact.attempts})")
+    return Drives(conditions=(told,), wake_at=fact.again_at)
 
 
 def _chosen(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str] | None:
@@ -112,7 +147,7 @@ def _chosen(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str]
     return choose(remote.url, remote.access, remote.read_only, ask)
 
 
-def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tuple[str | None, ops.Op | None]:
+def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tuple[str | None, ops.StorageOp | None]:
     """What the guest is given, or what must be done first."""
     if chosen is None:
         address = parse(remote.url)
@@ -137,6 +172,6 @@ def _shown(name: str, remote: _Remote, chosen: tuple[str, str] | None, look: Loo
     if chosen is not None:
         found["why"] = chosen[1]
     transfer = look.fact(Key("transfer", remote.file))
-    if isinstance(transfer, Transfer):
+    if isinstance(transfer, Transfer) and not transfer.problem:
         found["progress"] = {"doneBytes": transfer.done, "totalBytes": transfer.total or None}
     return found
