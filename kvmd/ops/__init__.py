@@ -55,9 +55,11 @@ from kvmd.ops.snapshot import (
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
+    NOBODY,
     ImageFetch,
     ImageMark,
     ImageRemove,
+    Login,
     PoolDefine,
     PoolMark,
     PoolSetAutostart,
@@ -74,6 +76,7 @@ from kvmd.ops.storage import (
 )
 
 __all__ = [
+    "NOBODY",
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
@@ -101,6 +104,7 @@ __all__ = [
     "LinkDelete",
     "LinkOp",
     "LinkSet",
+    "Login",
     "NetworkDefine",
     "NetworkRestart",
     "NetworkSetAutostart",

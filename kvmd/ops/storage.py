@@ -76,6 +76,20 @@ class PoolMark(StorageOp):
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """How a server is spoken to. What is secret is named, never held."""
+
+    user: str = ""
+    secret: str = ""  # where the password or the private key is read
+    cookies: str = ""  # where the cookies are read
+    ca_file: str = ""  # whose certificates count; "": those of this host
+    insecure: bool = False  # any certificate counts
+
+
+NOBODY = Login()
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFetch(StorageOp):
     """Bring an image into the store: download or copy it, check it, and only then give it its name."""
 
@@ -86,6 +100,7 @@ class ImageFetch(StorageOp):
     checksum: str = ""  # sha256:… or sha512:…
     checksum_url: str = ""  # of a list such as SHA256SUMS
     checksum_path: str = ""
+    login: Login = NOBODY
     bounded: ClassVar[bool] = False
 
     @property

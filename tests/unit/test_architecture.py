@@ -157,6 +157,8 @@ EXCLUSIVE = {
     "VirtualMachine.install.from": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
+# The parts of a login; a URL of https knows them all.
+LOGINS = ("authFrom", "cookiesFrom", "tls")
 # What an example needs beside it to make sense.
 BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
@@ -194,11 +196,19 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
-    if trail == "VirtualMachine.disks.media" or (trail == "VirtualMachine.disks" and name == "device"):
-        disk = spec["disks"][0]
+    disk = spec["disks"][0] if trail.startswith("VirtualMachine.disks") else {}
+    if trail.startswith("VirtualMachine.disks.media") or (trail == "VirtualMachine.disks" and name == "device"):
         disk["device"] = "cdrom"
         disk.pop("path", None)
         disk.pop("format", None)
+    login = trail.rpartition(".")[2]
+    if login in LOGINS:
+        spoken = disk.get("media", disk)
+        spoken.pop("path", None)
+        spoken["url"] = "https://a.example/b.iso"
+        node |= {"user": "backup"} if login == "authFrom" else {}
+        node |= {"file": "/etc/kvmd/secrets/x"} if name == "user" else {}
+        disk |= {} if disk is not spoken else {"readOnly": True}
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
     if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):

@@ -18,6 +18,7 @@ from kvmd.kinds.virtual_machine.describe import describe
 from kvmd.kinds.virtual_machine.domain import Known, State, read
 from kvmd.kinds.virtual_machine.firmware import deletes_nvram
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes, spoken
+from kvmd.kinds.virtual_machine.login import secrets_of
 from kvmd.kinds.virtual_machine.origins import Origins, attached_to, needs_of, objects_of, prepare, resolves
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.restart import due, on_reboot, reboots_to_apply
@@ -189,10 +190,11 @@ def _stands(spec: Spec, look: Look) -> bool:
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:
-    """What its user data and the password of its screen are read from."""
+    """What its user data, the password of its screen and the logins of its drives are read from."""
     screen = spec.devices.graphics
     sources = (spec.cloud_init and spec.cloud_init.user_data_from, screen and screen.password_from)
-    return tuple(source.secret for source in sources if source)
+    drives = (name for disk in spec.disks for item in (disk, disk.media) for name in secrets_of(item))
+    return tuple(dict.fromkeys((*(source.secret for source in sources if source), *drives)))
 
 
 def boot(spec: Spec) -> Boot:

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, HostPath, Integer, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.login import AUTH, COOKIES, TLS, AuthFrom, CookiesFrom, Tls, refuse_login
 from kvmd.kinds.virtual_machine.remote import Url, refuse_access
 
 Access = Literal["Auto", "Direct", "Cached"]
@@ -31,6 +32,9 @@ class Media(SpecModel):
         "the server can.",
         example="Auto",
     )
+    auth_from: AuthFrom | None = branch(None, about=AUTH)
+    cookies_from: CookiesFrom | None = branch(None, about=COOKIES)
+    tls: Tls | None = branch(None, about=TLS)
 
     @model_validator(mode="after")
     def _agree(self) -> Media:
@@ -39,6 +43,7 @@ class Media(SpecModel):
                 "write exactly one of `path`, `image`, `volume` and `url`; an empty tray is `media: null`"
             )
         _agree_on_access(self.url, self.access, True)
+        refuse_login(self)
         return self
 
 
@@ -88,6 +93,9 @@ class Disk(SpecModel):
         example="Auto",
         unless="NextBoot for a disk that is plugged in",
     )
+    auth_from: AuthFrom | None = branch(None, about=AUTH)
+    cookies_from: CookiesFrom | None = branch(None, about=COOKIES)
+    tls: Tls | None = branch(None, about=TLS)
     format: Literal["raw", "qcow2"] | None = leaf(
         None,
         about="Format of the file at `path` or `url`; never guessed. A volume has its own.",
@@ -141,6 +149,7 @@ class Disk(SpecModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Disk:
+        refuse_login(self)
         if self.device == "cdrom":
             self._agree_as_tray()
             return self

@@ -18,6 +18,7 @@ from kvmd.kinds.virtual_machine.firmware import nvram_path
 from kvmd.kinds.virtual_machine.graphics import screen_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
@@ -182,6 +183,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -195,6 +197,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 cache=disk.cache,
                 io=disk.io,
                 discard=disk.discard,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
             )
         )
