@@ -373,6 +373,7 @@ def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterat
                 {"media": {"url": f"https://a.example/{name}.iso"}},
                 {"media": {"url": f"http://a.example/plain/{name}.iso"}},
                 {"media": {"url": "nfs://a.example/srv/a.iso"}},
+                {"media": {"url": "iscsi://a.example/iqn.x:y/1", "authFrom": {"user": "web", "file": "/secret"}}},
             )
             disk |= {"device": "cdrom"} | chance.choice(trays)
             disk |= chance.fields(bus=("sata", "scsi", "usb") if disk.get("media") else ("sata", "scsi"))

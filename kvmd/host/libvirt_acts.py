@@ -14,12 +14,13 @@ from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Stale
 from kvmd.host import power_button, snapshot_acts
+from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held
-from kvmd.host.seeds import password_in
+from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -79,6 +80,10 @@ class LibvirtActs:
                 self._connection = None
             raise
 
+    def another(self) -> LibvirtActs:
+        """The hand of another thread."""
+        return LibvirtActs(self._settings, self._recorder)
+
     def close(self) -> None:
         """Drop the connection."""
         connection, self._connection = self._connection, None
@@ -117,7 +122,8 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                _unless_done(domain.create)
+                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                    _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
@@ -156,11 +162,14 @@ class LibvirtActs:
             case ops.DomainSetBalloonPeriod(seconds=seconds):
                 domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
-                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
+                device = _defined_device(domain, alias)
+                with lent(self._connection, device):
+                    domain.attachDeviceFlags(device, LIVE)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
-                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
+                with lent(self._connection, xml):
+                    domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
             case ops.DomainSetOnReboot(action=action):
                 domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
             case _:

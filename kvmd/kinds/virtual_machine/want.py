@@ -20,6 +20,7 @@ from kvmd.kinds.virtual_machine.graphics import screen_of
 from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
@@ -191,6 +192,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -206,6 +208,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 discard=disk.discard,
                 detect_zeroes=disk.detect_zeroes,
                 io_thread=disk.io_thread,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
                 **limits_of(disk.io_tune),
             )
