@@ -13,7 +13,7 @@ from kvmd.api.status import Pending
 from kvmd.errors import Blocked
 from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
-from kvmd.plan.links import account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
+from kvmd.plan.links import KERNEL_MTU, account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.wording import Described
@@ -67,7 +67,7 @@ class State:
     group: int | Leave | None = field(metadata=at("group"))
     bridge: str | Leave = field(metadata=at("bridge"))
     multi_queue: bool = field(metadata=at("multiQueue"))
-    mtu: int | Leave = field(metadata=at("mtu"))
+    mtu: int = field(metadata=at("mtu"))
     mac: str | Leave = field(metadata=at("mac"))
 
 
@@ -154,7 +154,7 @@ def _wanted(spec: Spec, look: Look) -> State:
         group=account("group", spec.group, look),
         bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
         multi_queue=spec.multi_queue,
-        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        mtu=KERNEL_MTU if spec.mtu is None else spec.mtu,  # compared where somebody wrote it, now or before
         mac=LEAVE if spec.mac is None else spec.mac,
     )
 

@@ -35,7 +35,8 @@ def running(guest: Guest, look: Look) -> Running:
         return Running()
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
-    found = owned_changes(differences(state, want), guest.resource, guest.applied, written_at_boot(domain))
+    before = written_at_boot(domain) | _left_over(state, guest.config)
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, before)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
@@ -45,6 +46,16 @@ def running(guest: Guest, look: Look) -> Running:
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
     operations, said = (*changes.operations, *notes), _unanswered(judged, state, want)
     return Running(state, replace(changes, operations=operations, wake_at=judged.wait_until, conditions=said))
+
+
+def _left_over(live: State, config: State | None) -> frozenset[str]:
+    """Devices of our names that were plugged in live and have left the definition: the guest has not let go yet."""
+    kept = config or live
+    disks = {f"disks[{disk.name}]" for disk in live.disks} - {f"disks[{disk.name}]" for disk in kept.disks}
+    nics = {f"interfaces[{nic.name}]" for nic in live.interfaces} - {
+        f"interfaces[{nic.name}]" for nic in kept.interfaces
+    }
+    return frozenset(disks | nics)
 
 
 def restart_due(guest: Guest, changes: LiveChanges, look: Look) -> tuple[bool, float | None]:
