@@ -23,7 +23,9 @@ def attach(domain: Any, alias: str) -> None:
     device = next((item for item in root.findall("devices/*") if _alias_of(item) == alias), None)
     if device is None:
         raise Stale(f"the definition of {domain.name()} no longer has a device {alias}")
-    target = device.find("target")
+    boot, target = device.find("boot"), device.find("target")
+    if boot is not None:  # it means something at the next boot only, and libvirt refuses it where <os> has an order
+        device.remove(boot)
     if device.tag == "disk" and target is not None and target.get("bus") == "scsi":
         _bring_controller(domain, root)
     _attach(domain, device)
