@@ -59,7 +59,7 @@ class ForwardingFacts:
             return self._facts
         if not self._read_at:
             self._take(generation(), read(bridges))
-        elif (not self._facts or self._in_doubt()) and self._busy.acquire(blocking=False):
+        elif self._in_doubt(self._facts.get(FORWARDING)) and self._busy.acquire(blocking=False):
             threading.Thread(target=self._run, args=(bridges,), name="forwarding-facts", daemon=True).start()
         return self._facts
 
@@ -72,11 +72,10 @@ class ForwardingFacts:
             self._networks = facts, found
         return self._networks[1]
 
-    def _in_doubt(self) -> bool:
+    def _in_doubt(self, known: Forwarding | None) -> bool:
         age = time.monotonic() - self._read_at
-        if age < SPACING_SECONDS:
-            return False
-        known = self._facts[FORWARDING]
+        if known is None or age < SPACING_SECONDS:
+            return known is None
         switched = (known.ipv4, known.ipv6, known.bridged) != _switches()
         return switched or self._stale.is_set() or age > self._relist or generation() != self._generation
 
