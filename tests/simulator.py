@@ -18,6 +18,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import memory_simulator
 import snapshot_simulator
 import storage_simulator
 
@@ -29,6 +30,7 @@ from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
+from kvmd.kinds.virtual_machine import io_threads
 from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
@@ -197,6 +199,11 @@ class Machine:
         for path in paths:
             self._put(Key("file", path), File(path, "regular", 1, path))
 
+    def add_folders(self, spec: Any) -> None:
+        """Let the folders that a machine shares be there."""
+        for share in getattr(spec, "filesystems", ()):
+            self._put(Key("file", share.path), File(share.path, "directory", 1, share.path))
+
     # -------------------------------------------------------------------------------------------- acting
 
     def execute(self, operation: ops.Op) -> None:
@@ -281,11 +288,15 @@ class Machine:
                     now < count <= int(vcpu.text or 0), f"vcpus cannot go from {now} to {count} in a running guest"
                 )
                 vcpu.set("current", str(count))
+            case ops.DomainSetMemory(xml=xml) if xml:
+                memory_simulator.request(root, xml)
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")
                 reach(root, "currentMemory").text = str(size // 1024)
             case ops.DomainSetOnReboot(action=action):
                 reach(root, "on_reboot").text = action
+            case ops.DomainSetIoTune() | ops.DomainSetIoThreads() | ops.DomainSetBalloonPeriod():
+                _tune(root, operation)
             case ops.DomainAttach(alias=alias):
                 _demand(_device(root, alias) is None, f"{alias} is plugged in already")
                 device = _device(parse(domain.config or ""), alias)
@@ -295,12 +306,14 @@ class Machine:
                 bus = "" if target is None else target.get("bus", "")
                 _demand(bus not in ("sata", "ide"), f"{bus} does not hot-plug")
                 self._plug(device)
+                memory_simulator.plug(root, device)
                 reach(root, "devices").append(device)
             case ops.DomainDetach(alias=alias, xml=xml):
                 device = _same_device(root, parse(xml)) if xml else _device(root, alias)
                 _demand(device is not None, f"{alias} is not plugged in")
                 assert device is not None
                 self._unplug(device)
+                memory_simulator.plug(root, device, -1)
                 reach(root, "devices").remove(device)
             case ops.DomainUpdateDevice(xml=xml):
                 wanted = parse(xml)
@@ -359,6 +372,7 @@ class Machine:
             fact = self.facts.get(Key("file", path))
             there = isinstance(fact, File) and fact.kind in ("regular", "block")
             _demand(there or path in storage_simulator.paths(self.facts), f"{name}: no file {path}")
+        memory_simulator.start(root)
         numbers = itertools.count()
         for device in root.findall("devices/*"):
             if device.tag == "interface":
@@ -756,9 +770,42 @@ def _target(device: Element) -> str:
 
 def _rest(device: Element) -> list[str]:
     """What an update of a device may not change; another medium may be of another format."""
-    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in ("source", "link", "target")]
+    free = ("source", "link", "target", "bandwidth")
+    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in free]
     rest = [re.sub(r'(<driver[^>]*) type="\w+"', r"\1", text) for text in rest]
     return sorted(ElementTree.canonicalize(text, strip_text=True) for text in rest)
+
+
+def _tune(root: Element, operation: ops.Op) -> None:
+    """What changes in a running guest without a device coming or going."""
+    match operation:
+        case ops.DomainSetIoTune(target=target, limits=limits):
+            found = [disk for disk in root.findall("devices/disk") if _target(disk) == target]
+            _demand(found, f"no disk {target}")
+            given = {name: value for name, value in limits if value}
+            for word in ("bytes", "iops"):
+                split = given.keys() & {f"read_{word}_sec", f"write_{word}_sec"}
+                _demand(not (f"total_{word}_sec" in given and split), "total and read/write cannot be set together")
+            for name in given:
+                base = name.removesuffix("_length").removesuffix("_max")
+                _demand(base in given or name == "size_iops_sec", f"cannot reset {base} when {name} is set")
+            cut(found[0], "iotune")
+            for name, value in given.items():
+                reach(found[0], f"iotune/{name}").text = str(value)
+        case ops.DomainSetIoThreads(add=add, remove=remove):
+            present = set(io_threads.numbers(root))
+            _demand(not present & set(add) and set(remove) <= present, "no such I/O thread, or there already")
+            _demand(not io_threads.used(root) & set(remove), "the I/O thread serves a disk")
+            present = (present | set(add)) - set(remove)
+            cut(root, "iothreadids")
+            reach(root, "iothreads").text = str(len(present))
+            for number in sorted(present):
+                ElementTree.SubElement(reach(root, "iothreadids"), "iothread", {"id": str(number)})
+        case ops.DomainSetBalloonPeriod(seconds=seconds):
+            _demand(reach(root, "devices/memballoon").get("model") != "none", "no balloon")
+            cut(root, "devices/memballoon/stats")
+            if seconds:
+                reach(root, "devices/memballoon/stats").set("period", str(seconds))
 
 
 def _device(root: Element, alias: str) -> Element | None:
@@ -786,6 +833,7 @@ def _sources(root: Element) -> list[str]:
 def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     """What libvirt makes of a definition: defaults written out, empty values dropped, nonsense refused."""
     root.attrib.pop("id", None)
+    memory_simulator.complete(root)
     memory = reach(root, "memory")
     maximum = (size("memory").get(root) or 0) // 1024
     _demand(maximum > 0, "no memory")
@@ -806,6 +854,7 @@ def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     _demand(not (orders and root.find("os/boot") is not None), "per-device boot elements beside os/boot")
     if not orders and root.find("os/boot") is None:
         ElementTree.SubElement(reach(root, "os"), "boot", {"dev": "hd"})
+    _complete_threads(root)
     _complete_devices(root, "q35" in kind.get("machine", ""))
     return root
 
@@ -828,10 +877,16 @@ def _complete_cpus(root: Element) -> None:
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = "qemu64"
 
 
+def _complete_threads(root: Element) -> None:
+    if root.find("devices/memballoon") is None:
+        ElementTree.SubElement(reach(root, "devices"), "memballoon", {"model": "virtio"})
+    _demand(io_threads.used(root) <= io_threads.numbers(root), "a disk names an I/O thread that is not defined")
+
+
 def _complete_devices(root: Element, q35: bool) -> None:
     targets = [item.get("dev") for item in root.findall("devices/disk/target")]
     _demand(len(targets) == len(set(targets)), f"target duplicated: {targets}")
-    tags = ("disk", "interface", "serial")
+    tags = ("disk", "interface", "serial", "memory", "filesystem", "hostdev")
     aliases = [item.get("name", "") for tag in tags for item in root.findall(f"devices/{tag}/alias")]
     owned = [name for name in aliases if name.startswith("ua-")]
     _demand(len(owned) == len(set(owned)), f"alias duplicated: {owned}")
@@ -842,6 +897,10 @@ def _complete_devices(root: Element, q35: bool) -> None:
         driver.set("type", driver.get("type", "raw"))
         if disk.find("serial") is not None and not disk.findtext("serial"):
             cut(disk, "serial")
+    shares = root.findall("devices/filesystem")
+    if any(reach(copy.deepcopy(share), "driver").get("type") == "virtiofs" for share in shares):
+        shared = root.find("memoryBacking/access[@mode='shared']")
+        _demand(shared is not None, "virtiofs requires shared memory")
     for nic in root.findall("devices/interface"):
         mac = reach(nic, "mac")
         mac.set("address", mac.get("address") or f"52:54:00:{uuids.uuid4().hex[:6]}")
@@ -864,7 +923,7 @@ class Loop:
     """Plan, act, look again: what the engine does, without threads and clocks. *now* passes by a second a round."""
 
     def __init__(self, machine: Machine, rules: Rules | None = None, now: float = 1000.0) -> None:
-        self.machine, self.rules, self.now = machine, rules or Rules(), now
+        self.machine, self.rules, self.now = machine, rules or Rules(host_devices=("*",)), now
         self.memory = Remembering(Backoff(jitter=0.0))
         self.planner = Planner(CONTROLLERS, self.rules)
         self.applied: dict[Ref, Applied] = {}

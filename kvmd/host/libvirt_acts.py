@@ -12,14 +12,15 @@ import libvirt
 
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
-from kvmd.errors import Refused, Retry, Stale
-from kvmd.host import snapshot_acts
+from kvmd.errors import Refused, Stale
+from kvmd.host import hot_plug, power_button, snapshot_acts
+from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held, release
-from kvmd.host.seeds import password_in
+from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -47,11 +48,6 @@ _ON_REBOOT = {
     "restart": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
 }
 Result = TypeVar("Result")
-
-_SHUTDOWN = {
-    "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-    "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-}
 
 
 class LibvirtActs:
@@ -83,6 +79,10 @@ class LibvirtActs:
             if is_lost(error):
                 self._connection = None
             raise
+
+    def another(self) -> LibvirtActs:
+        """The hand of another thread."""
+        return LibvirtActs(self._settings, self._recorder)
 
     def close(self) -> None:
         """Drop the connection."""
@@ -125,11 +125,12 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                _unless_done(domain.create)
+                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                    _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
-                _shut_down(domain, methods)
+                power_button.ask(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
             case ops.DomainUndefine(nvram=nvram):
@@ -150,14 +151,26 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(xml=xml) if xml:
+                domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainSetIoTune(target=target, limits=limits):
+                domain.setBlockIoTune(target, dict(limits), LIVE)
+            case ops.DomainSetIoThreads(add=add, remove=remove):
+                for number in add:
+                    domain.addIOThread(number, LIVE)
+                for number in remove:
+                    domain.delIOThread(number, LIVE)
+            case ops.DomainSetBalloonPeriod(seconds=seconds):
+                domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
-                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
+                hot_plug.attach(domain, alias)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
-                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
+                with lent(self._connection, xml):
+                    domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
             case ops.DomainSetOnReboot(action=action):
                 domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
             case _:
@@ -223,21 +236,6 @@ def _says_already(text: str) -> bool:
     return any(part in text for part in ("already running", "already active", "is not running", "is not active"))
 
 
-def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
-    """Ask by the first method that can be used; the agent can only where it answers."""
-    failure: libvirt.libvirtError | None = None
-    for method in methods:
-        try:
-            domain.shutdownFlags(_SHUTDOWN[method])
-            return
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == _NOT_VALID and "is not running" in str(error):
-                return
-            failure = error
-    if failure is not None:
-        raise failure
-
-
 def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
     """The XML with each password in the place of its digest: from a secret, else the one that is there already."""
     if "passwd=" not in xml:
@@ -259,17 +257,6 @@ def _undefine(domain: Any, nvram: bool) -> None:
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
 
 
-def _defined_device(domain: Any, alias: str) -> str:
-    """The element that the definition holds under an alias: attached as it is, it gets the same address."""
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    root = ElementTree.fromstring(domain.XMLDesc(flags))
-    for device in root.findall("devices/*"):
-        found = device.find("alias")
-        if found is not None and found.get("name") == alias:
-            return ElementTree.tostring(device, encoding="unicode")
-    raise Stale(f"the definition of {domain.name()} no longer has a device {alias}")
-
-
 def _detach(domain: Any, alias: str, xml: str) -> None:
     """Ask the guest to let go; by alias libvirt does not wait for its answer."""
     try:
@@ -281,5 +268,5 @@ def _detach(domain: Any, alias: str, xml: str) -> None:
         if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
             return
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            raise Retry(f"the guest {domain.name()} has not let go of {alias} yet") from None
+            return  # it was asked before and has not answered yet: the next look decides
         raise

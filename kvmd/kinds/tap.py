@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from kvmd import ops
 from kvmd.api.bridge_settings import PORT, Numbers
+from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
@@ -25,6 +26,7 @@ from kvmd.plan.bridge_settings import (
 )
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import (
+    KERNEL_MTU,
     account,
     alias_for,
     let_go,
@@ -46,7 +48,6 @@ SHORT = "tap"
 host_key = link_key
 
 _UNHELD = ("owner", "group", "multiQueue", "vnetHdr")  # what the kernel changes of a TAP that nobody holds
-KERNEL_MTU = 1500
 
 
 class Spec(SpecModel):
@@ -80,7 +81,9 @@ class Spec(SpecModel):
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1500, ge=68, le=65521
     )
     mac: Mac | None = leaf(
-        None, about="MAC of the host's side; null leaves the kernel's choice.", example="fe:54:00:00:00:01"
+        None,
+        about="MAC of the host's side; null gives it one that no bridge takes for its own.",
+        example="fe:54:00:00:00:01",
     )
     port: PortSettings = branch(factory=PortSettings, about="What the bridge does with this port.")
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
@@ -103,7 +106,7 @@ class State:
     bridge: str | Leave = field(metadata=at("bridge"))
     multi_queue: bool = field(metadata=at("multiQueue"))
     vnet_hdr: bool | Leave = field(metadata=at("vnetHdr"))
-    mtu: int | Leave = field(metadata=at("mtu"))
+    mtu: int = field(metadata=at("mtu"))
     mac: str | Leave = field(metadata=at("mac"))
 
 
@@ -163,8 +166,9 @@ def plan(ref: Ref, look: Look) -> Draft:
         holder = _number(want.owner), _number(want.group)
         create = ops.TapCreate(name, alias, "tap", *holder, spec.multi_queue, spec.vnet_hdr)
         port = wished(PORT, of_port(resource.written.get("port"), None))
+        mac = spec.mac or derived_port_mac(look.host().machine_id, look.rules.owner, ref, "tap")
         master = str(want.bridge) or None
-        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=master, port_settings=port, up=True)
+        join = ops.LinkSet(name, mtu=spec.mtu, mac=mac, master=master, port_settings=port, up=True)
         return Draft((create, join), needs=needs, status=link_status(None))
     want, changes = _compare(resource, link, look)
     of_the_port = _port(resource, link, want, look)
@@ -188,16 +192,15 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
 
 
 def _wanted(resource: Resource, link: Link | None, look: Look) -> State:
-    spec, applied = resource.spec, look.applied(resource.ref)
+    spec = resource.spec
     assert isinstance(spec, Spec)
-    former = applied.written.get("mtu") if applied else None
     return State(
         owner=account("user", spec.owner, look),
         group=account("group", spec.group, look),
         bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
         multi_queue=spec.multi_queue,
         vnet_hdr=LEAVE if link is not None and link.carrier else spec.vnet_hdr,
-        mtu=spec.mtu or (KERNEL_MTU if former else LEAVE),
+        mtu=KERNEL_MTU if spec.mtu is None else spec.mtu,  # compared where somebody wrote it, now or before
         mac=LEAVE if spec.mac is None else spec.mac,
     )
 

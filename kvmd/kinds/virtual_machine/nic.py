@@ -9,6 +9,7 @@ from pydantic import model_validator
 from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, LinkName, Mac
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.bandwidth import Bandwidth
 
 
 class PortForward(SpecModel):
@@ -87,6 +88,17 @@ class Interface(SpecModel):
         "virtio", about="Model that the guest sees.", example="virtio", update=Update.NEXT_BOOT
     )
     link: Literal["up", "down"] = leaf("up", about="State of the virtual cable.", example="down")
+    bandwidth: Bandwidth | None = branch(
+        None, about="How much the guest may receive and send; default unlimited; not with `user`."
+    )
+    queues: Integer | None = leaf(
+        None,
+        about="Queues, so that several vCPUs serve the NIC; with a Tap, one that has `multiQueue`; not with `user`.",
+        example=2,
+        update=Update.NEXT_BOOT,
+        ge=2,
+        le=256,
+    )
     boot_order: Integer | None = leaf(
         None, about="Place in the boot order, from 1.", example=2, update=Update.NEXT_BOOT, ge=1
     )
@@ -97,6 +109,16 @@ class Interface(SpecModel):
         if len(found) != 1:
             what = " and ".join(found) if found else "none"
             raise ValueError(f"a NIC has exactly one of network, bridge, tap, user and direct; here: {what}")
+        if self.user is not None and (self.bandwidth or self.queues):
+            word = "bandwidth" if self.bandwidth else "queues"
+            raise ValueError(
+                f"a NIC in user mode has no {word}, as QEMU itself is its network; take `{word}` out, or attach it "
+                "to a network, bridge or tap"
+            )
+        if self.queues is not None and self.model != "virtio":
+            raise ValueError(
+                f"a NIC of model {self.model} has one queue; take `queues` out, or write `model: virtio`"
+            )
         if self.ip is not None and self.network is None:
             raise ValueError("ip is a reservation on a Network; it needs `network`")
         return self

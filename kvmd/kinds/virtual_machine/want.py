@@ -11,13 +11,16 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import direct, user_network
+from kvmd.kinds.virtual_machine import bandwidth, direct, filesystems, host_devices, user_network
+from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import nvram_path
 from kvmd.kinds.virtual_machine.graphics import screen_of
+from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
@@ -45,6 +48,8 @@ def known_devices(resource: Resource, spec: Spec, look: Look) -> Known:
         disks={disk.path: disk.name for disk in spec.disks if disk.path},
         nics=nics,
         serials=tuple(serial.name for serial in spec.serials),
+        shares={share.tag or share.name: share.name for share in spec.filesystems},
+        passed={device.pci or device.usb or "": device.name for device in spec.host_devices},
         trays=tuple(disk.name for disk in spec.disks if disk.device == "cdrom"),
     )
 
@@ -90,6 +95,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         if config is None or "memory.maxGuest" in owned
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
+        hotplug=spec.memory.hotplug,
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
@@ -97,6 +103,8 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         guest_agent=spec.devices.guest_agent,
         disks=_disks(spec.disks, config, domain),
         interfaces=interfaces,
+        shares=filesystems.states_of(spec.filesystems),
+        passed=host_devices.states_of(spec.host_devices),
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
     )
     fallback = ""
@@ -108,18 +116,23 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
 def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str, Any]:
     """What the machine has one of."""
     firmware, watchdog, tpm = spec.firmware, spec.devices.watchdog, spec.devices.tpm
+    balloon = spec.devices.balloon or Balloon()
     screen = screen_of(ref, spec.devices.graphics, spec.devices.video, look)
     uuid = domain.uuid if domain is not None else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     return {
         "firmware": firmware.type if firmware else "bios",
         "secure_boot": firmware.secure_boot if firmware else False,
         "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
+        "io_threads": spec.io_threads,
         "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
         "graphics": screen.type,
         "listen": screen.listen,
         "password": screen.password,
         "secrets": screen.secrets,
         "video": screen.video,
+        "balloon": balloon.model,
+        "balloon_period": balloon.stats_period_seconds,
+        "free_page_reporting": balloon.free_page_reporting,
         "watchdog": watchdog.model if watchdog else None,
         "watchdog_action": watchdog.action if watchdog else None,
         "tpm": tpm.model if tpm else None,
@@ -179,6 +192,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -192,24 +206,36 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 cache=disk.cache,
                 io=disk.io,
                 discard=disk.discard,
+                detect_zeroes=disk.detect_zeroes,
+                io_thread=disk.io_thread,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
+                **limits_of(disk.io_tune),
             )
         )
     return tuple(found)
 
 
 def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState:
-    present = {item.name: item for item in config.interfaces} if config else {}
-    before = present.get(nic.name)
-    derived = derived_mac(look.host().machine_id, look.rules.owner, ref, nic.name)
     return NicState(
         name=nic.name,
         attachment=_attachment(nic, ref, look),
-        mac=nic.mac or (before.mac if before is not None else derived),
+        mac=nic.mac or _unwritten_mac(nic.name, ref, config, look),
         model=nic.model,
         link=nic.link,
+        queues=nic.queues,
         boot_order=nic.boot_order,
+        **bandwidth.limits_of(nic.bandwidth),
     )
+
+
+def _unwritten_mac(name: str, ref: Ref, config: State | None, look: Look) -> str:
+    """What the NIC has, be it of an adopted guest; derived for a new one and where ``mac`` was taken out."""
+    applied = look.applied(ref)
+    before = next((item.mac for item in config.interfaces if item.name == name), None) if config else None
+    if before is None or (applied is not None and f"interfaces[{name}].mac" in applied.owned):
+        return derived_mac(look.host().machine_id, look.rules.owner, ref, name)
+    return before
 
 
 def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
