@@ -337,7 +337,7 @@ class Host:
     lacking: tuple[str, ...] = ()  # what machines may need beside QEMU and this host has not: swtpm, ovmf
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
-    user_backends: tuple[str, ...] = ()  # of user-mode networks: slirp, passt
+    user_backends: tuple[str, ...] = ("slirp",)  # of user-mode networks: slirp, passt; what any QEMU has until asked
     lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know
 
     def canonical_machine(self, machine: str) -> str:

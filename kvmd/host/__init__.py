@@ -139,7 +139,9 @@ class Host:
         uuid = getattr(operation, "uuid", "")
         if uuid:
             self.libvirt.mark_stale(kind, uuid)
-            if kind == "network":
+            if isinstance(operation, ops.NetworkRepair):
+                self._forwarding.forget()
+            elif kind == "network":
                 self._forwarding.mark_stale()
             if kind == "network" or isinstance(operation, _MOVES_TAPS):
                 self._links_stale.set()

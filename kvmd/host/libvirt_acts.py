@@ -19,7 +19,7 @@ from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.repair import repair
-from kvmd.host.rule_hold import held
+from kvmd.host.rule_hold import held, release
 from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
@@ -104,7 +104,10 @@ class LibvirtActs:
                 _unless_done(network.destroy)
                 _start(network)
             case ops.NetworkStop(uuid=uuid):
-                _unless_done(self._network(uuid).destroy)
+                network = self._network(uuid)
+                _unless_done(network.destroy)
+                with contextlib.suppress(libvirt.libvirtError):  # a network without a bridge
+                    release(network.bridgeName())
             case ops.NetworkUndefine(uuid=uuid):
                 network = self._network(uuid)
                 _clear_away(network)
