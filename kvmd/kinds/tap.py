@@ -169,6 +169,9 @@ def plan(ref: Ref, look: Look) -> Draft:
     want, changes = _compare(resource, link, look)
     of_the_port = _port(resource, link, want, look)
     changes += of_the_port.changes
+    if spec.bridge and link.master and not look.usable(needs[0]):
+        # Where it is it stays until the bridge is there: somebody may just have renamed that.
+        changes = tuple(change for change in changes if change.path != "bridge")
     operations, pending = _change(link, want, changes, alias, of_the_port.numbers)
     return Draft(
         tuple(operations), changes, pending, needs=needs, status=link_status(link, multiQueue=link.multi_queue)
@@ -225,10 +228,7 @@ def _change(
 ) -> tuple[list[ops.Op], tuple[Pending, ...]]:
     """Live changes as operations; owner and queues of a TAP in use wait until it is unused."""
     paths = {change.path for change in changes}
-    if "bridge" in paths and link.master and want.bridge:
-        moved: Any = want.bridge
-    else:
-        moved = want.bridge if "bridge" in paths else None
+    moved: Any = want.bridge if "bridge" in paths else None
     attributes: dict[str, Any] = {
         "alias": alias if link.alias != alias else None,
         "mtu": want.mtu if "mtu" in paths else None,

@@ -113,6 +113,9 @@ def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) 
         return Draft(tuple(operations), needs=needs, status=link_status(None))
     applied, owned = look.applied(resource.ref), owned_paths(resource, look)
     changes = tuple(c for c in differences(wish.seen, wish.want) if is_owned(c.path, owned))
+    if needs and link.master and not look.usable(needs[0]):
+        # Where it is it stays until the bridge is there: somebody may just have renamed that.
+        changes = tuple(change for change in changes if change.path != "bridge")
     fixed = tuple(change for change in changes if change.path in wish.fixed)
     status, conditions = _status(link), _too_big(link, look)
     users = _users(link)
