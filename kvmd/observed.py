@@ -13,6 +13,7 @@ from typing import NamedTuple
 from kvmd.api.bridge_settings import Numbers
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
+from kvmd.network_facts import Forwarding, Leases
 
 
 class Key(NamedTuple):
@@ -241,11 +242,15 @@ class Holders:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A download or copy under way; *total* is 0 where nobody knows it. Bytes."""
+    """A download, a copy or a question to a server that is under way, or the *problem* that ended it. Bytes."""
 
     name: str
     done: int = 0
-    total: int = 0
+    total: int = 0  # 0: nobody knows
+    problem: str = ""
+    attempts: int = 0  # that failed
+    again_at: float = 0.0  # monotonic seconds: not to be tried before
+    final: bool = False  # time alone mends nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +337,7 @@ class Host:
     lacking: tuple[str, ...] = ()  # what machines may need beside QEMU and this host has not: swtpm, ovmf
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
+    user_backends: tuple[str, ...] = ()  # of user-mode networks: slirp, passt
     lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know
 
     def canonical_machine(self, machine: str) -> str:
@@ -340,7 +346,22 @@ class Host:
 
 
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
-Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | LinkManager | Checkpoint | Moved | Ledger | Host
+Fact = (
+    Marked
+    | Leases
+    | Forwarding
+    | Holders
+    | Transfer
+    | Secret
+    | Server
+    | File
+    | Ports
+    | LinkManager
+    | Checkpoint
+    | Moved
+    | Ledger
+    | Host
+)
 
 
 @dataclass(frozen=True, slots=True)

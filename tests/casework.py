@@ -18,6 +18,7 @@ from simulator import Impossible, Loop, Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -50,7 +51,19 @@ from kvmd.xmlmap import parse, serialise
 SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
 NOW = 10_000.0
 STORAGE = ("pools", "images", "volumes", "transfers")
-WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
+WORDS = {
+    "applied",
+    "forwarding",
+    "host",
+    "missingFiles",
+    "links",
+    "domains",
+    "networks",
+    "ledger",
+    "unread",
+    "snapshots",
+    *STORAGE,
+}
 WORDS |= {"managers", "checkpoints", "moved"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
@@ -82,6 +95,10 @@ def values_of(path: Path) -> list[dict[str, Any]]:
     documents, problems = compose(path.read_bytes(), str(path), Source())
     assert not problems, "\n".join(map(str, problems))
     return [document.value for document in documents]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Situation:
@@ -147,6 +164,7 @@ class Situation:
         self.machine.facts[HOST] = replace(self.machine.host, **host)
         for resource in (*before.values(), *self.resources.values()):
             self.machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+            self.machine.add_folders(resource.spec)
         uplinks = {uplink.name for r in before.values() for uplink in getattr(r.spec, "uplinks", ())}
         uplinks |= {r.spec.parent for r in before.values() if getattr(r.spec, "parent", None)}
         uplinks |= {
@@ -164,6 +182,10 @@ class Situation:
         """What somebody, or the guests, have done since."""
         for path in self.words.get("missingFiles", ()):
             self.machine.facts[Key("file", path)] = File(path, "missing")
+        if "forwarding" in self.words:
+            said = {"ipv4": True, "ipv6": True, **self.words["forwarding"]}
+            lists = {name: tuple(map(_frozen, said[name])) for name in ("rules", "astray") if name in said}
+            self.machine.facts[Key("forwarding", "")] = Forwarding(**said | lists)
         for network in self.words.get("networks", ()):
             self._disturb_network(dict(network))
         for link in self.words.get("links", ()):

@@ -18,17 +18,20 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import memory_simulator
 import snapshot_simulator
 import storage_simulator
 
 from kvmd import ops
-from kvmd.api.bridge_settings import BRIDGE, PORT, Setting
+from kvmd.api.bridge_settings import BRIDGE, PORT, USER_HZ, Setting
 from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
+from kvmd.kinds.virtual_machine import io_threads
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -63,6 +66,7 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
+    user_backends=("slirp",),
 )
 
 
@@ -73,6 +77,39 @@ class Impossible(AssertionError):
 def _demand(condition: Any, why: str) -> None:
     if not condition:
         raise Impossible(why)
+
+
+# Of each section of a network: where its entries are, how they are called, and what libvirt knows them by.
+_SECTIONS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "dhcp-host": ("dhcp", "host", ("mac", "id", "name", "ip")),
+    "dhcp-range": ("dhcp", "range", ("start", "end")),
+    "dns-host": ("dns", "host", ("ip",)),
+    "dns-txt": ("dns", "txt", ("name",)),
+    "dns-srv": ("dns", "srv", ("service", "protocol", "domain", "target", "port", "priority", "weight")),
+    "portgroup": ("", "portgroup", ("name",)),
+    "forward-interface": ("forward", "interface", ("dev",)),
+}
+
+
+def _update_section(holder: Element, tag: str, keys: tuple[str, ...], operation: ops.NetworkUpdate) -> None:
+    """Add, replace or remove one entry, as libvirt finds it."""
+    wanted = parse(operation.xml)
+    if tag == "interface":  # libvirt shows the first one as an attribute, too
+        holder.attrib.pop("dev", None)
+        if operation.command == "add":
+            holder.set("dev", wanted.get("dev", ""))
+    same = [item for item in holder.findall(tag) if all(item.get(key) == wanted.get(key) for key in keys)]
+    if operation.command == "add":
+        taken = [item for item in holder.findall("host") if item.get("mac") and item.get("mac") == wanted.get("mac")]
+        _demand(not same and not (tag == "host" and taken), f"there already: {operation.xml}")
+        holder.append(wanted)
+        return
+    _demand(len(same) == 1, f"not there: {operation.xml}")
+    place = list(holder).index(same[0])
+    holder.remove(same[0])
+    if operation.command == "modify":
+        _demand(tag == "portgroup", f"libvirt modifies no {tag}")
+        holder.insert(place, wanted)
 
 
 class Machine:
@@ -163,6 +200,11 @@ class Machine:
         for path in paths:
             self._put(Key("file", path), File(path, "regular", 1, path))
 
+    def add_folders(self, spec: Any) -> None:
+        """Let the folders that a machine shares be there."""
+        for share in getattr(spec, "filesystems", ()):
+            self._put(Key("file", share.path), File(share.path, "directory", 1, share.path))
+
     # -------------------------------------------------------------------------------------------- acting
 
     def execute(self, operation: ops.Op) -> None:
@@ -247,11 +289,15 @@ class Machine:
                     now < count <= int(vcpu.text or 0), f"vcpus cannot go from {now} to {count} in a running guest"
                 )
                 vcpu.set("current", str(count))
+            case ops.DomainSetMemory(xml=xml) if xml:
+                memory_simulator.request(root, xml)
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")
                 reach(root, "currentMemory").text = str(size // 1024)
             case ops.DomainSetOnReboot(action=action):
                 reach(root, "on_reboot").text = action
+            case ops.DomainSetIoTune() | ops.DomainSetIoThreads() | ops.DomainSetBalloonPeriod():
+                _tune(root, operation)
             case ops.DomainAttach(alias=alias):
                 _demand(_device(root, alias) is None, f"{alias} is plugged in already")
                 device = _device(parse(domain.config or ""), alias)
@@ -261,12 +307,14 @@ class Machine:
                 bus = "" if target is None else target.get("bus", "")
                 _demand(bus not in ("sata", "ide"), f"{bus} does not hot-plug")
                 self._plug(device)
+                memory_simulator.plug(root, device)
                 reach(root, "devices").append(device)
             case ops.DomainDetach(alias=alias, xml=xml):
                 device = _same_device(root, parse(xml)) if xml else _device(root, alias)
                 _demand(device is not None, f"{alias} is not plugged in")
                 assert device is not None
                 self._unplug(device)
+                memory_simulator.plug(root, device, -1)
                 reach(root, "devices").remove(device)
             case ops.DomainUpdateDevice(xml=xml):
                 wanted = parse(xml)
@@ -325,6 +373,7 @@ class Machine:
             fact = self.facts.get(Key("file", path))
             there = isinstance(fact, File) and fact.kind in ("regular", "block")
             _demand(there or path in storage_simulator.paths(self.facts), f"{name}: no file {path}")
+        memory_simulator.start(root)
         numbers = itertools.count()
         for device in root.findall("devices/*"):
             if device.tag == "interface":
@@ -435,6 +484,10 @@ class Machine:
                 del self.facts[Key("network", network.name)]
             case ops.NetworkSetAutostart(enabled=enabled):
                 self._put(Key("network", network.name), replace(network, autostart=enabled))
+            case ops.NetworkRepair():
+                fact = self.facts[Key("forwarding", "")]
+                assert isinstance(fact, Forwarding)
+                self._put(Key("forwarding", ""), replace(fact, ipv4=True, ipv6=True))
             case ops.NetworkUpdate():
                 self._update_network(network, operation)
             case _:
@@ -447,13 +500,20 @@ class Machine:
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         forward = root.find("forward")
         mode = "" if forward is None else forward.get("mode", "nat")
+        if forward is not None and forward.get("dev") and forward.find("interface") is None:
+            ElementTree.SubElement(forward, "interface", {"dev": forward.get("dev", "")})
         _demand(root.find("ip") is not None or mode not in ("nat", "route", "open"), f"{mode} needs an IP address")
+        if mode == "bridge":
+            used = root.find("bridge")
+            _demand(used is not None and used.keys() == ["name"], "a bridge of others has a name and nothing else")
+            _demand(root.find("ip") is None and root.find("mac") is None, "a bridge of others has no address here")
+            return self.keep_network(root)
         for version in (4, 6):
             subnets = [ip for ip in root.findall("ip") if (":" in ip.get("address", "")) == (version == 6)]
             _demand(sum(ip.find("dhcp") is not None for ip in subnets) < 2, f"DHCP on two IPv{version} subnets")
         for ip in root.findall("ip"):
             for host in ip.findall("dhcp/host"):
-                _demand(":" not in ip.get("address", ""), f"IPv6 reservation by MAC {host.get('mac')}")
+                _demand((":" in ip.get("address", "")) != bool(host.get("mac")), f"reservation by {host.attrib}")
             addresses = [host.get("ip") for host in ip.findall("dhcp/host")]
             _demand(len(addresses) == len(set(addresses)), "dnsmasq refuses one address for two guests")
         bridge = reach(root, "bridge")
@@ -461,6 +521,7 @@ class Machine:
             taken = {fact.bridge for fact in others}
             bridge.set("name", next(n for i in itertools.count() if (n := f"virbr{i}") not in taken))
         bridge.set("stp", bridge.get("stp", "on"))
+        bridge.set("delay", bridge.get("delay", "0"))
         return self.keep_network(root)
 
     def keep_network(self, root: Element) -> Network:
@@ -468,7 +529,8 @@ class Machine:
         name, uuid = root.findtext("name") or "", root.findtext("uuid") or str(uuids.uuid4())
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         bridge = reach(root, "bridge")
-        _demand(all(fact.bridge != bridge.get("name") for fact in others), "bridge name in use by another network")
+        free = all(fact.bridge != bridge.get("name") for fact in others)
+        _demand(free or root.find("forward[@mode='bridge']") is not None, "bridge name in use by another network")
         found = self.facts.get(Key("network", name))
         if isinstance(found, Network):
             _demand(found.uuid == uuid, f"network {name} has another uuid")
@@ -485,8 +547,11 @@ class Machine:
         _demand(not network.active, f"network {name} is active")
         bridge = parse(network.config or "").find("bridge")
         assert bridge is not None
-        settings = numbers(BRIDGE, stp_state=int(bridge.get("stp") == "on"))
-        self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, settings=settings))
+        if parse(network.config or "").find("forward[@mode='bridge']") is None:
+            stp, delay = bridge.get("stp") == "on", float(bridge.get("delay", "0"))
+            ticks = int((max(2.0, delay) if stp else delay) * USER_HZ)
+            settings = numbers(BRIDGE, stp_state=int(stp), forward_delay=ticks)
+            self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, settings=settings))
         made = replace(network, active=True, live=network.config, bridge=bridge.get("name", ""))
         self._put(Key("network", name), made)
 
@@ -496,7 +561,8 @@ class Machine:
         _demand(network.active, f"network {name} is not active")
         bridge = parse(network.live or "").find("bridge")
         assert bridge is not None
-        if self.find_link(bridge.get("name", "")) is not None:
+        own = parse(network.live or "").find("forward[@mode='bridge']") is None
+        if own and self.find_link(bridge.get("name", "")) is not None:
             self.delete_link(bridge.get("name", ""))
         self._put(Key("network", name), replace(network, active=False, live=None))
 
@@ -506,19 +572,14 @@ class Machine:
                 self.set_link(tap, master=bridge, master_index=self.link(bridge).index)
 
     def _update_network(self, network: Network, operation: ops.NetworkUpdate) -> None:
-        section = operation.section.removeprefix("dhcp-")
         for where in [name for name in ("live", "config") if getattr(operation, name)]:
             root = parse(getattr(self.network(network.name), where))
-            dhcp = reach(root.findall("ip")[operation.parent_index], "dhcp")
-            wanted = parse(operation.xml)
-            same = [item for item in dhcp.findall(section) if item.attrib == wanted.attrib]
-            if operation.command == "add":
-                taken = [item for item in dhcp.findall("host") if item.get("mac") == wanted.get("mac")]
-                _demand(not same and not (section == "host" and taken), f"there already: {operation.xml}")
-                dhcp.append(wanted)
+            parent, tag, keys = _SECTIONS[operation.section]
+            if parent == "dhcp":
+                holder = reach(root.findall("ip")[operation.parent_index], "dhcp")
             else:
-                _demand(same, f"not there: {operation.xml}")
-                dhcp.remove(same[0])
+                holder = reach(root, parent) if parent else root
+            _update_section(holder, tag, keys, operation)
             fact = self.network(network.name)
             self._put(Key("network", network.name), replace(fact, **{where: serialise(root)}))  # type: ignore[arg-type]
 
@@ -710,9 +771,42 @@ def _target(device: Element) -> str:
 
 def _rest(device: Element) -> list[str]:
     """What an update of a device may not change; another medium may be of another format."""
-    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in ("source", "link", "target")]
+    free = ("source", "link", "target", "bandwidth")
+    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in free]
     rest = [re.sub(r'(<driver[^>]*) type="\w+"', r"\1", text) for text in rest]
     return sorted(ElementTree.canonicalize(text, strip_text=True) for text in rest)
+
+
+def _tune(root: Element, operation: ops.Op) -> None:
+    """What changes in a running guest without a device coming or going."""
+    match operation:
+        case ops.DomainSetIoTune(target=target, limits=limits):
+            found = [disk for disk in root.findall("devices/disk") if _target(disk) == target]
+            _demand(found, f"no disk {target}")
+            given = {name: value for name, value in limits if value}
+            for word in ("bytes", "iops"):
+                split = given.keys() & {f"read_{word}_sec", f"write_{word}_sec"}
+                _demand(not (f"total_{word}_sec" in given and split), "total and read/write cannot be set together")
+            for name in given:
+                base = name.removesuffix("_length").removesuffix("_max")
+                _demand(base in given or name == "size_iops_sec", f"cannot reset {base} when {name} is set")
+            cut(found[0], "iotune")
+            for name, value in given.items():
+                reach(found[0], f"iotune/{name}").text = str(value)
+        case ops.DomainSetIoThreads(add=add, remove=remove):
+            present = set(io_threads.numbers(root))
+            _demand(not present & set(add) and set(remove) <= present, "no such I/O thread, or there already")
+            _demand(not io_threads.used(root) & set(remove), "the I/O thread serves a disk")
+            present = (present | set(add)) - set(remove)
+            cut(root, "iothreadids")
+            reach(root, "iothreads").text = str(len(present))
+            for number in sorted(present):
+                ElementTree.SubElement(reach(root, "iothreadids"), "iothread", {"id": str(number)})
+        case ops.DomainSetBalloonPeriod(seconds=seconds):
+            _demand(reach(root, "devices/memballoon").get("model") != "none", "no balloon")
+            cut(root, "devices/memballoon/stats")
+            if seconds:
+                reach(root, "devices/memballoon/stats").set("period", str(seconds))
 
 
 def _device(root: Element, alias: str) -> Element | None:
@@ -740,6 +834,7 @@ def _sources(root: Element) -> list[str]:
 def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     """What libvirt makes of a definition: defaults written out, empty values dropped, nonsense refused."""
     root.attrib.pop("id", None)
+    memory_simulator.complete(root)
     memory = reach(root, "memory")
     maximum = (size("memory").get(root) or 0) // 1024
     _demand(maximum > 0, "no memory")
@@ -760,6 +855,7 @@ def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     _demand(not (orders and root.find("os/boot") is not None), "per-device boot elements beside os/boot")
     if not orders and root.find("os/boot") is None:
         ElementTree.SubElement(reach(root, "os"), "boot", {"dev": "hd"})
+    _complete_threads(root)
     _complete_devices(root, "q35" in kind.get("machine", ""))
     return root
 
@@ -782,10 +878,16 @@ def _complete_cpus(root: Element) -> None:
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = "qemu64"
 
 
+def _complete_threads(root: Element) -> None:
+    if root.find("devices/memballoon") is None:
+        ElementTree.SubElement(reach(root, "devices"), "memballoon", {"model": "virtio"})
+    _demand(io_threads.used(root) <= io_threads.numbers(root), "a disk names an I/O thread that is not defined")
+
+
 def _complete_devices(root: Element, q35: bool) -> None:
     targets = [item.get("dev") for item in root.findall("devices/disk/target")]
     _demand(len(targets) == len(set(targets)), f"target duplicated: {targets}")
-    tags = ("disk", "interface", "serial")
+    tags = ("disk", "interface", "serial", "memory", "filesystem", "hostdev")
     aliases = [item.get("name", "") for tag in tags for item in root.findall(f"devices/{tag}/alias")]
     owned = [name for name in aliases if name.startswith("ua-")]
     _demand(len(owned) == len(set(owned)), f"alias duplicated: {owned}")
@@ -796,6 +898,10 @@ def _complete_devices(root: Element, q35: bool) -> None:
         driver.set("type", driver.get("type", "raw"))
         if disk.find("serial") is not None and not disk.findtext("serial"):
             cut(disk, "serial")
+    shares = root.findall("devices/filesystem")
+    if any(reach(copy.deepcopy(share), "driver").get("type") == "virtiofs" for share in shares):
+        shared = root.find("memoryBacking/access[@mode='shared']")
+        _demand(shared is not None, "virtiofs requires shared memory")
     for nic in root.findall("devices/interface"):
         mac = reach(nic, "mac")
         mac.set("address", mac.get("address") or f"52:54:00:{uuids.uuid4().hex[:6]}")
@@ -818,7 +924,7 @@ class Loop:
     """Plan, act, look again: what the engine does, without threads and clocks. *now* passes by a second a round."""
 
     def __init__(self, machine: Machine, rules: Rules | None = None, now: float = 1000.0) -> None:
-        self.machine, self.rules, self.now = machine, rules or Rules(), now
+        self.machine, self.rules, self.now = machine, rules or Rules(host_devices=("*",)), now
         self.memory = Remembering(Backoff(jitter=0.0))
         self.planner = Planner(CONTROLLERS, self.rules)
         self.applied: dict[Ref, Applied] = {}
@@ -839,7 +945,10 @@ class Loop:
     def plan(self) -> Plan:
         """The next plan."""
         observed = self.look()
-        return self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now)
+        begun: list[Step] = []
+        plan = self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now, begun.append)
+        assert all(step in plan.steps for step in begun), "what is begun while others are planned is in the plan"
+        return plan
 
     def fresh_plan(self) -> Plan:
         """What a planner that remembers nothing says now."""

@@ -14,6 +14,9 @@ from kvmd.ops.domain import (
     DomainDetach,
     DomainResume,
     DomainSetAutostart,
+    DomainSetBalloonPeriod,
+    DomainSetIoThreads,
+    DomainSetIoTune,
     DomainSetMark,
     DomainSetMemory,
     DomainSetOnReboot,
@@ -38,12 +41,14 @@ from kvmd.ops.link import (
 )
 from kvmd.ops.network import (
     NetworkDefine,
+    NetworkRepair,
     NetworkRestart,
     NetworkSetAutostart,
     NetworkStart,
     NetworkStop,
     NetworkUndefine,
     NetworkUpdate,
+    blip_of,
 )
 from kvmd.ops.snapshot import (
     SnapshotMark,
@@ -55,9 +60,11 @@ from kvmd.ops.snapshot import (
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
+    NOBODY,
     ImageFetch,
     ImageMark,
     ImageRemove,
+    Login,
     PoolDefine,
     PoolMark,
     PoolSetAutostart,
@@ -74,6 +81,7 @@ from kvmd.ops.storage import (
 )
 
 __all__ = [
+    "NOBODY",
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
@@ -85,6 +93,9 @@ __all__ = [
     "DomainDetach",
     "DomainResume",
     "DomainSetAutostart",
+    "DomainSetBalloonPeriod",
+    "DomainSetIoThreads",
+    "DomainSetIoTune",
     "DomainSetMark",
     "DomainSetMemory",
     "DomainSetOnReboot",
@@ -102,7 +113,9 @@ __all__ = [
     "LinkDelete",
     "LinkOp",
     "LinkSet",
+    "Login",
     "NetworkDefine",
+    "NetworkRepair",
     "NetworkRestart",
     "NetworkSetAutostart",
     "NetworkStart",
@@ -136,4 +149,5 @@ __all__ = [
     "VolumeMark",
     "VolumeTrash",
     "VxlanCreate",
+    "blip_of",
 ]

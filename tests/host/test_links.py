@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import random
+import resource
 import signal
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -270,6 +272,9 @@ def test_the_mtu_of_a_bridge_does_not_follow_its_ports(world: World) -> None:
     world.do(LinkSet("tap0", mtu=1300), LinkSet("tap0", master="br0"))
     world.do(LinkSet("tap0", mtu=1200))
     assert world.net.links()["br0"]["mtu"] == 1500
+    world.do(BridgeCreate("br1", BRIDGE_MARK, mtu=1500), TapCreate("tap1", TAP_MARK), LinkSet("tap1", master="br1"))
+    world.do(LinkSet("tap1", mtu=1200))  # it came with the bridge, and with its MTU
+    assert world.net.links()["br1"]["mtu"] == 1500
 
 
 # ------------------------------------------------------------------------------------------------- TAPs
@@ -410,6 +415,20 @@ def test_routes_come_change_and_go(world: World) -> None:
     assert isinstance(result, Retry) and "gateway" in result.message
 
 
+def test_a_route_of_somebody_else_is_never_replaced(world: World) -> None:
+    world.net.shell(
+        "ip link add v0 type veth peer v1; ip link set v0 up; ip link set v1 up; ip addr add 10.9.0.1/24 dev v0;"
+        "ip route add 10.8.0.0/16 dev v0; ip route add blackhole 10.7.0.0/16; ip -6 route add fd08::/64 dev v0"
+    )
+    before = world.net.ip("route show"), world.net.ip("-6 route show dev v0")
+    world.do(TapCreate("tun0", TAP_MARK, "tun"), LinkSet("tun0", up=True))
+    routes = [RouteAdd("tun0", 0, to) for to in ("10.8.0.0/16", "10.7.0.0/16", "fd08::/64")]
+    results = world.fail(*routes)
+    assert [type(result) for result in results] == [Refused] * 3 and "reached through v0" in str(results[0])
+    assert (world.net.ip("route show"), world.net.ip("-6 route show dev v0")) == before
+    world.do(*(RouteAdd("tun0", 0, route.to, "", 7) for route in routes))
+
+
 def test_a_link_is_never_bounced(world: World) -> None:
     world.do(
         BridgeCreate("br0", BRIDGE_MARK),
@@ -516,15 +535,26 @@ def test_every_errno_ends_in_what_to_do() -> None:
     assert "modprobe bridge" in explain(operations[0], errno.EOPNOTSUPP, "Unknown device type").hint
 
 
-def test_a_thousand_taps_are_read_quickly(world: World) -> None:
+def test_a_thousand_taps_are_read_with_less_work_than_by_ip(world: World) -> None:
     world.do(*(TapCreate(f"tap{number}", TAP_MARK) for number in range(1000)))
-    world.look()
-    best = 1.0
+    assert len(world.look()) == 1001
+    ours, theirs = _cpu_seconds(world.look), _cpu_seconds(lambda: world.net.links())
+    assert ours < theirs, f"{ours * 1000:.1f} ms against {theirs * 1000:.1f} ms of ip and json"
+
+
+def _cpu_seconds(act: Callable[[], object]) -> float:
+    """The best of five: what this process and those that it waited for spent."""
+    best = math.inf
     for _ in range(5):
-        started = time.perf_counter()
-        assert len(world.look()) == 1001
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.040, f"{best * 1000:.1f} ms"
+        before = _spent()
+        act()
+        best = min(best, _spent() - before)
+    return best
+
+
+def _spent() -> float:
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def test_keys_name_links(world: World) -> None:
