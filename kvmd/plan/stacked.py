@@ -13,7 +13,7 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import DEGRADED, Condition, Pending
 from kvmd.errors import Blocked, Refused, Unsupported
-from kvmd.observed import Key, Link
+from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change, differences, is_owned, plain
 from kvmd.plan.links import (
     address_claims,
@@ -65,6 +65,15 @@ def stacked_claims(ref: Ref, spec: StackedSpec) -> tuple[Claim, ...]:
     name = link_key(ref, spec).name
     uplink = (Claim("uplink", name),) if spec.bridge else ()
     return (Claim("link", name), *uplink, *address_claims(spec.addresses))
+
+
+def described(key: Key, kind: str, observed: Observed) -> tuple[Link, dict[str, Any]] | None:
+    """A link of that kind on the host, and what a spec says of each such link; None where it is none."""
+    link = observed.facts.get(key)
+    if not isinstance(link, Link) or link.kind != kind or link.stacked is None:
+        return None
+    said = {"parent": link.parent, "bridge": link.master, "addresses": list(addresses_of(link)), "mtu": link.mtu}
+    return link, {"id": link.stacked.id} | {name: value for name, value in said.items() if value}
 
 
 class Wish(NamedTuple):

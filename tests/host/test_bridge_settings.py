@@ -14,9 +14,12 @@ from small import link
 
 from kvmd.api.resource import Ref
 from kvmd.daemon.assembly import Assembly, assemble
+from kvmd.daemon.importing import import_object
 from kvmd.host.links import Links
 from kvmd.host.preflight import lacking_links
+from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Key
+from kvmd.plan.model import Rules
 from kvmd.settings import Settings
 
 pytestmark = [
@@ -164,6 +167,31 @@ def test_what_the_kernel_lacks_is_said_once_and_not_tried(loop: Loop) -> None:
     found = loop.assembly.reconciler.cycle().plan.objects[ref].condition("Stalled")
     assert found is not None and found.reason == "Unsupported" and "CONFIG_BRIDGE_VLAN_FILTERING" in found.message
     assert "br0" not in loop.net.links() and Links(loop.net.path).observe()[1]
+
+
+def test_what_a_person_set_is_said_by_import(loop: Loop) -> None:
+    loop.net.shell(
+        "ip link add br1 type bridge stp_state 1 priority 7 ageing_time 6000 group_fwd_mask 16384 mcast_snooping 0;"
+        "ip link set br1 up;"
+        "ip link add vx1 type vxlan id 9 local 10.1.0.1 remote 10.1.0.2 dstport 4790; ip link set vx1 up;"
+        "ip tuntap add tap9 mode tap multi_queue; ip link set tap9 master br1 up;"
+        "ip link set tap9 type bridge_slave learning off hairpin on"
+    )
+    observed, said = loop.assembly.host.observe(), {}
+    for kind, name in (("Bridge", "br1"), ("Vxlan", "vx1"), ("Tap", "tap9")):
+        found = import_object(CONTROLLERS[kind], Key("link", name), observed, Rules())
+        assert found is not None
+        said[name] = found.document["spec"]
+    assert said["br1"] == {
+        "stp": True,
+        "priority": 7,
+        "ageingTimeSeconds": 60,
+        "groupForwardMask": 16384,
+        "multicastSnooping": False,
+    }
+    assert said["vx1"] == {"id": 9, "local": "10.1.0.1", "remote": "10.1.0.2", "port": 4790, "mtu": 1500}
+    port = {"learning": False, "hairpin": True}
+    assert {"multiQueue": True, "vnetHdr": False, "bridge": "br1", "port": port}.items() <= said["tap9"].items()
 
 
 def test_a_renamed_link_gets_its_name_back(loop: Loop) -> None:

@@ -112,7 +112,13 @@ class Scene:
             found[item["ifname"]] = {
                 "up": "UP" in item["flags"],
                 "addresses": sorted(addresses),
-                "settings": [data.get("ageing_time"), port.get("cost"), port.get("isolated"), port.get("state")],
+                # With STP, as libvirt's own bridges have it, a change of the topology shows another one for a while.
+                "settings": [
+                    None if data.get("stp_state") else data.get("ageing_time"),
+                    port.get("cost"),
+                    port.get("isolated"),
+                    port.get("state"),
+                ],
                 **{name: item.get(name) for name in ("master", "mtu", "ifalias", "altnames")},
             }
         routes = self.hermetic.ip("route", "show")
