@@ -12,6 +12,7 @@ import pytest
 from netns import NetNamespace, namespace
 from small import link
 
+from kvmd.api import bridge_settings
 from kvmd.api.resource import Ref
 from kvmd.daemon.assembly import Assembly, assemble
 from kvmd.daemon.importing import import_object
@@ -27,13 +28,13 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces: run pytest as root"),
 ]
 
-BRIDGE = """{mac: 02:00:00:00:00:05, mtu: 1400, stp: true, priority: 4096, forwardDelaySeconds: 4,
+EVERY = """cost: 10, priority: 8, learning: false, flood: false, multicastFlood: false, broadcastFlood: false,
+  isolated: true, hairpin: true, bpduGuard: true, rootGuard: true, fastLeave: true"""
+BRIDGE = f"""{{mac: 02:00:00:00:00:05, mtu: 1400, stp: true, priority: 4096, forwardDelaySeconds: 4,
   helloTimeSeconds: 1, maxAgeSeconds: 10, ageingTimeSeconds: 60, groupForwardMask: 16384, multicastSnooping: true,
-  multicastQuerier: true,
-  uplinks: [{name: up0, cost: 10, priority: 8, learning: false, flood: false, multicastFlood: false,
-             broadcastFlood: false, isolated: true, hairpin: true, bpduGuard: true, rootGuard: true,
-             fastLeave: true}]}"""
-TAP = "{bridge: br0, owner: 1000, group: 1001, multiQueue: true, vnetHdr: false, mtu: 1300, port: {isolated: true}}"
+  multicastQuerier: true, uplinks: [{{name: up0, {EVERY}}}]}}"""
+TAP = f"""{{bridge: br0, owner: 1000, group: 1001, multiQueue: true, vnetHdr: false, mtu: 1300,
+  port: {{{EVERY}}}}}"""
 
 
 class Loop:
@@ -99,6 +100,13 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
         opened.close()
 
 
+PORT = [setting.leaf for setting in bridge_settings.PORT]
+FILTERS = ("vlanFiltering", "defaultPvid")
+
+
+@pytest.mark.shows("Bridge", "mac", *(s.leaf for s in bridge_settings.BRIDGE if s.leaf not in FILTERS))
+@pytest.mark.shows("Bridge", *(f"uplinks[].{leaf}" for leaf in PORT))
+@pytest.mark.shows("Tap", "vnetHdr", *(f"port.{leaf}" for leaf in PORT))
 def test_every_setting_is_made_kept_and_taken_back(loop: Loop) -> None:
     loop.write(link("Bridge", "br0", BRIDGE) + link("Tap", "tap1", TAP))
     made = loop.net.links()["br0"]
@@ -108,14 +116,14 @@ def test_every_setting_is_made_kept_and_taken_back(loop: Loop) -> None:
     expected |= {"ageing_time": 6000, "mcast_snooping": 1, "mcast_querier": 1}
     assert {name: data[name] for name in expected} == expected
     assert int(str(data["group_fwd_mask"]), 0) == 0x4000
-    port = loop.info("up0", "info_slave_data")
     on = ("isolated", "hairpin", "guard", "root_block", "fastleave")
     off = ("learning", "flood", "mcast_flood", "bcast_flood")
-    assert (port["cost"], port["priority"]) == (10, 8)
-    assert all(port[name] for name in on) and not any(port[name] for name in off)
+    for name in ("up0", "tap1"):
+        port = loop.info(name, "info_slave_data")
+        assert (port["cost"], port["priority"]) == (10, 8)
+        assert all(port[name] for name in on) and not any(port[name] for name in off)
     tap = loop.info("tap1")
     assert (tap["multi_queue"], tap["vnet_hdr"], tap["group"]) == (True, False, 1001)
-    assert loop.info("tap1", "info_slave_data")["isolated"]
 
     loop.net.shell(
         "ip link set br0 type bridge ageing_time 100 hello_time 300 mcast_querier 0 priority 7;"

@@ -167,6 +167,8 @@ def scene(hermetic: Hermetic, tmp_path_factory: pytest.TempPathFactory) -> Itera
     wipe(hermetic)
 
 
+@pytest.mark.shows("Tap", "bridge")
+@pytest.mark.shows("Network", "bridge.name")
 @pytest.mark.parametrize("row", HARMS)
 def test_it_is_put_right(scene: Scene, row: str) -> None:
     before = scene.agent.metric("kvmd_drift_corrected_total")
