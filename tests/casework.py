@@ -18,18 +18,19 @@ from simulator import Impossible, Loop, Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
     Checkpoint,
     Domain,
     File,
-    Forwarding,
     Image,
     Key,
     Ledger,
     Link,
     LinkManager,
+    Moved,
     Network,
     Observed,
     Pool,
@@ -63,7 +64,7 @@ WORDS = {
     "snapshots",
     *STORAGE,
 }
-WORDS |= {"managers", "checkpoints"}
+WORDS |= {"managers", "checkpoints", "moved"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
 
@@ -202,6 +203,10 @@ class Situation:
             self.machine.facts[Key("checkpoint", entry["object"])] = Checkpoint(
                 **{"spec_hash": present, **_snake(entry)}
             )
+        for entry in self.words.get("moved", ()):
+            addresses = tuple((Address(cidr), b"") for cidr in entry.get("addresses", ()))
+            routes = tuple((Route(**{"protocol": "static", **route}), b"") for route in entry.get("routes", ()))
+            self.machine.facts[Key("moved", entry["object"])] = Moved(entry["object"], addresses, routes, 0.0)
         for entry in self.words.get("ledger", ()):
             ref = Ref.parse(entry.pop("object"))
             self.machine.facts[Key("ledger", str(ref))] = Ledger(ref, **_snake(entry))
@@ -225,11 +230,27 @@ class Situation:
             self.machine.set_link(name, alias="", mark=None)
         if "alias" in said:
             self.machine.set_link(name, alias=said["alias"], mark=None)
+        for word, table in (("settings", "settings"), ("portSettings", "port")):
+            if word in said:
+                self._disturb_settings(name, table, said.pop(word))
+        if (new := said.pop("renamed", None)) is not None:
+            self.machine.rename_link(name, new)
+            return
         if "stacked" in said:
             said["stacked"] = Stacked(**said["stacked"])
         if (bridge := said.get("master")) is not None:
             said["master_index"] = self.machine.link(bridge).index if bridge else 0
         self.machine.set_link(name, **_snake(said))
+
+    def _disturb_settings(self, name: str, field: str, said: dict[str, int | None]) -> None:
+        """Settings of a bridge or of a port in the kernel's units; None: the kernel does not show it."""
+        link = self.machine.link(name)
+        before = link.settings if field == "settings" or link.port is None else link.port.settings
+        after = tuple((k, v) for k, v in (dict(before) | said).items() if v is not None)
+        if field == "settings":
+            self.machine.set_link(name, settings=after)
+        elif link.port is not None:
+            self.machine.set_link(name, port=replace(link.port, settings=after))
 
     def _disturb_network(self, said: dict[str, Any]) -> None:
         name = said.pop("name")

@@ -77,8 +77,18 @@ def bridge(number: int, chance: Chance, names: Names) -> Document:
     spec = chance.fields(
         stp=(True, False), mtu=(1400, 1500, 9000, None), forwardDelaySeconds=(2, 15, None), deletionPolicy=_DELETION
     )
+    spec |= chance.fields(
+        mac=(f"02:00:00:00:01:{number:02X}",),
+        priority=(0, 32768, None),
+        helloTimeSeconds=(1, None),
+        ageingTimeSeconds=(0, 300, None),
+        groupForwardMask=(16384, None),
+        multicastSnooping=(True, None),
+    )
     if names.uplinks and chance.random() < 0.5:
-        spec["uplinks"] = [{"name": names.uplinks.pop()}]
+        spec["uplinks"] = [
+            {"name": names.uplinks.pop(), **chance.fields(cost=(7, None), isolated=(True, False, None))}
+        ]
     addresses = [f"10.{number}.0.1/24", f"10.{number}.1.1/16", f"FD00:{number}::1/64", f"fe80::{number}/64"]
     static = chance.some(addresses, 3)
     if static:
@@ -97,6 +107,7 @@ def tap(number: int, chance: Chance, names: Names) -> Document:
         multiQueue=(True, False),
         mtu=(1400, None),
         mac=(f"FE:54:00:00:00:{number:x}",),
+        vnetHdr=(True, False),
         deletionPolicy=_DELETION,
         **({"bridge": names.bridges} if names.bridges else {}),
     )
@@ -234,7 +245,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         shutdown=[
             chance.fields(
                 methods=(["acpi"], ["agent", "acpi"]), timeoutSeconds=(20,), forceAfterTimeout=(True, False)
-            )
+            ),
+            {"timeouts": {"agent": 30, "acpi": 90}},
         ],
         updatePolicy=[{"restart": word} for word in ("Never", "Manual", "Automatic")],
         driftPolicy=("Correct", "Report", "Ignore"),
@@ -242,7 +254,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         cloudInit=[_cloud_init(chance)],
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
-    spec["disks"] = list(_disks(f"vm{number}", "q35" in kind, chance, orders))
+    spec |= chance.fields(ioThreads=(2, 3))
+    spec["disks"] = list(_disks(f"vm{number}", spec, chance, orders))
     _use_objects(spec, chance, names)
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
     consoles = chance.some(["console", "second"], 2)
@@ -260,6 +273,15 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
             None,
         ],
         video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
+        balloon=[
+            chance.fields(
+                model=("virtio", "virtio-non-transitional"),
+                statsPeriodSeconds=(5, None),
+                freePageReporting=(True, False),
+            ),
+            {"model": "none"},
+            None,
+        ],
         watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
@@ -305,7 +327,23 @@ def _cpu(chance: Chance) -> dict[str, Any]:
     return cpu
 
 
-def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+def _io_tune(chance: Chance) -> dict[str, Any]:
+    def limit(word: str) -> dict[str, Any]:
+        found = {word: 10**6}
+        if chance.random() < 0.75:
+            found |= {f"{word}Burst": 10**7} | chance.fields(**{f"{word}BurstSeconds": (2, 9)})
+        return found
+
+    tune: dict[str, Any] = {}
+    for word in ("bytes", "iops"):
+        for way in chance.choice((("total",), ("read", "write"), ("write",), ())):
+            tune[way] = tune.get(way, {}) | limit(word)
+    counted = any("iops" in limit for limit in tune.values())
+    return tune | (chance.fields(iopsSize=("4Ki",)) if counted else {})
+
+
+def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+    q35 = "q35" in spec.get("machine", "q35")
     for name in chance.some(["root", "data", "logs", "cd0", "cd1"], 4):
         path = f"/var/lib/libvirt/images/{machine}-{name}.img"
         disk: dict[str, Any] = {"name": name}
@@ -329,7 +367,12 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 serial=("root01", "A.b_+-1", None),
                 cache=("none", "writeback", "default"),
                 discard=("unmap", "ignore", "default"),
+                detectZeroes=("on", "unmap", "default"),
+                ioTune=(_io_tune(chance), None),
+                **({"ioThread": (1, 2, None)} if "ioThreads" in spec else {}),
             )
+            if disk.get("bus", "virtio") != "virtio":
+                disk.pop("ioThread", None)
             if disk.get("cache") == "none":
                 disk |= chance.fields(io=("native", "threads", "default"))
             if disk.get("bus", "virtio") in ("virtio", "scsi", "usb") and chance.random() < 0.5:
@@ -337,6 +380,14 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
         if chance.random() < 0.25:
             disk["bootOrder"] = next(orders)
         yield disk
+
+
+def _bandwidth(chance: Chance) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for way in chance.some(("inbound", "outbound"), 2):
+        found[way] = {"average": chance.choice(("10M", "128k"))} | chance.fields(burst=("512Ki",))
+        found[way] |= chance.fields(peak=("20M",)) if "burst" in found[way] else {}
+    return found
 
 
 def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
@@ -351,6 +402,11 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
         nic |= chance.fields(
             mac=(f"52:54:0:0:{number}:{name[-1]}",), model=("virtio", "e1000", "rtl8139"), link=("up", "down")
         )
+        if "user" not in nic:
+            nic |= chance.fields(bandwidth=(_bandwidth(chance), None))
+            nic |= (
+                chance.fields(queues=(2, None)) if nic.get("model", "virtio") == "virtio" and "tap" not in nic else {}
+            )
         if "network" in nic and chance.random() < 0.5:
             nic["ip"] = f"192.168.{100 + int(nic['network'][-1])}.{10 + 10 * number + int(name[-1])}"
         if chance.random() < 0.25:

@@ -22,12 +22,15 @@ import snapshot_simulator
 import storage_simulator
 
 from kvmd import ops
+from kvmd.api.bridge_settings import BRIDGE, PORT, USER_HZ, Setting
 from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
+from kvmd.kinds.virtual_machine import io_threads
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -35,7 +38,6 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
-    Forwarding,
     Host,
     Key,
     Ledger,
@@ -63,6 +65,7 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
+    user_backends=("slirp",),
 )
 
 
@@ -285,6 +288,8 @@ class Machine:
                 reach(root, "currentMemory").text = str(size // 1024)
             case ops.DomainSetOnReboot(action=action):
                 reach(root, "on_reboot").text = action
+            case ops.DomainSetIoTune() | ops.DomainSetIoThreads() | ops.DomainSetBalloonPeriod():
+                _tune(root, operation)
             case ops.DomainAttach(alias=alias):
                 _demand(_device(root, alias) is None, f"{alias} is plugged in already")
                 device = _device(parse(domain.config or ""), alias)
@@ -533,9 +538,9 @@ class Machine:
         assert bridge is not None
         if parse(network.config or "").find("forward[@mode='bridge']") is None:
             stp, delay = bridge.get("stp") == "on", float(bridge.get("delay", "0"))
-            delay = max(2.0, delay) if stp else delay
-            name_of_bridge = bridge.get("name", "")
-            self.add_link(Link(name_of_bridge, 0, "bridge", up=True, stp=stp, forward_delay_seconds=delay))
+            ticks = int((max(2.0, delay) if stp else delay) * USER_HZ)
+            settings = numbers(BRIDGE, stp_state=int(stp), forward_delay=ticks)
+            self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, settings=settings))
         made = replace(network, active=True, live=network.config, bridge=bridge.get("name", ""))
         self._put(Key("network", name), made)
 
@@ -579,12 +584,12 @@ class Machine:
     def _execute_link(self, operation: ops.LinkOp) -> None:
         name = operation.name
         match operation:
-            case ops.BridgeCreate(alias=alias, mac=mac, mtu=mtu, stp=stp, forward_delay_seconds=delay):
-                made = Link(name, 0, "bridge", mac, mtu or 1500, alias=alias, mark=Mark.from_alias(alias), stp=stp)
-                self.add_link(replace(made, forward_delay_seconds=15.0 if delay is None else delay))
-            case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues):
+            case ops.BridgeCreate(alias=alias, mac=mac, mtu=mtu, settings=settings):
+                made = Link(name, 0, "bridge", mac, mtu or 1500, alias=alias, mark=Mark.from_alias(alias))
+                self.add_link(replace(made, settings=numbers(BRIDGE, **dict(settings))))
+            case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues, vnet_hdr=header):
                 made = Link(name, 0, "tun", alias=alias, mark=Mark.from_alias(alias), tun_mode=mode, persistent=True)
-                self.add_link(replace(made, owner=owner, group=group, multi_queue=queues))
+                self.add_link(replace(made, owner=owner, group=group, multi_queue=queues, vnet_hdr=header))
             case ops.VlanCreate(alias=alias, parent=parent, id=number, mtu=mtu):
                 below = self.link(parent)
                 _demand(below.up, f"{parent} is down")
@@ -600,7 +605,7 @@ class Machine:
                 _demand(link.tun_mode == mode and not link.carrier, f"{name} is held by somebody")
                 kept = (owner is not None or link.owner is None) and (group is not None or link.group is None)
                 _demand(kept, f"{name}: the kernel takes no owner off")
-                self.set_link(name, owner=owner, group=group)
+                self.set_link(name, owner=owner, group=group, vnet_hdr=operation.vnet_hdr)
             case ops.LinkSet():
                 self._set(operation)
             case ops.LinkDelete(alias=alias):
@@ -617,20 +622,34 @@ class Machine:
                 routes = tuple(r for r in link.routes if (r.to, r.protocol) != (network, "kernel"))
                 kept = tuple(item for item in link.addresses if item.cidr != cidr)
                 self.set_link(name, addresses=kept, routes=routes)
-            case ops.RouteAdd(to=to, via=via, metric=metric):
-                link = self.link(name, operation.index)
-                _demand(link.up, f"{name} is down")
-                route = Route(to, via, metric or (1024 if ":" in to else 0), "static")
-                self.set_link(name, routes=(*(r for r in link.routes if r != route), route))
-            case ops.RouteDelete(to=to, via=via, metric=metric):
-                link = self.link(name, operation.index)
-                found = [r for r in link.routes if (r.to, r.via) == (to, via) and r.metric in (metric, 1024)]
-                _demand(found, f"{name} has no route to {to}")
-                self.set_link(name, routes=tuple(r for r in link.routes if r != found[0]))
+            case ops.RouteAdd() | ops.RouteDelete():
+                self._change_route(operation)
             case ops.AddressesMove():
                 self._move_addresses(operation)
+            case ops.AddressesRestore():
+                self._restore_addresses(operation)
             case _:
                 raise Impossible(f"nobody knows how to {operation}")
+
+    def _change_route(self, operation: ops.RouteAdd | ops.RouteDelete) -> None:
+        name, to, via, metric = operation.name, operation.to, operation.via, operation.metric
+        link = self.link(name, operation.index)
+        if isinstance(operation, ops.RouteAdd):
+            _demand(link.up, f"{name} is down")
+            route = Route(to, via, metric or (1024 if ":" in to else 0), "static")
+            self.set_link(name, routes=(*(r for r in link.routes if r != route), route))
+        else:
+            found = [r for r in link.routes if (r.to, r.via) == (to, via) and r.metric in (metric, 1024)]
+            _demand(found, f"{name} has no route to {to}")
+            self.set_link(name, routes=tuple(r for r in link.routes if r != found[0]))
+
+    def _restore_addresses(self, operation: ops.AddressesRestore) -> None:
+        for cidr in operation.cidrs:
+            self.add_address(operation.name, cidr, operation.index)
+        link = self.link(operation.name, operation.index)
+        _demand(link.up, f"{operation.name} is down")
+        ways = (Route(to, "192.0.2.1", 0, "static") for to in operation.ways)
+        self.set_link(operation.name, routes=(*link.routes, *ways))
 
     def _move_addresses(self, operation: ops.AddressesMove) -> None:
         """Address and route facts change their link; static ones take their place where the operation says so."""
@@ -651,14 +670,13 @@ class Machine:
     def _set(self, operation: ops.LinkSet) -> None:
         link = self.link(operation.name, operation.index)
         changed = {
-            name: value
-            for name in ("alias", "mac", "mtu", "up", "stp", "forward_delay_seconds")
-            if (value := getattr(operation, name)) is not None
+            name: value for name in ("alias", "mac", "mtu", "up") if (value := getattr(operation, name)) is not None
         }
         if operation.alias is not None:
             changed["mark"] = Mark.from_alias(operation.alias)
-        if operation.stp is not None or operation.forward_delay_seconds is not None:
+        if operation.settings:
             _demand(link.kind == "bridge", f"{link.name} is no bridge")
+            changed["settings"] = tuple((dict(link.settings) | dict(operation.settings)).items())
         if operation.up and link.kind == "bridge" and not link.up:
             own = Address("fe80::5054:ff:fe00:1/64", "link")  # the kernel's own
             changed["addresses"] = (*link.addresses, own)
@@ -666,11 +684,28 @@ class Machine:
             bridge = self.link(operation.master) if operation.master else None
             _demand(bridge is None or bridge.kind == "bridge", f"{operation.master} is no bridge")
             changed |= {"master": operation.master, "master_index": bridge.index if bridge else 0}
-            changed["port"] = BridgePort("forwarding") if bridge else None
+            changed["port"] = BridgePort("forwarding", numbers(PORT, cost=100)) if bridge else None
+        if operation.port_settings:
+            port = changed.get("port", link.port)
+            _demand(port, f"{link.name} is no port")
+            settings = dict(port.settings) | dict(operation.port_settings)
+            changed["port"] = replace(port, settings=tuple(settings.items()))
         if operation.port_mark is not None:
             names = tuple(name for name in link.alternative_names if not name.startswith("kvmd.port."))
             changed["alternative_names"] = (*names, operation.port_mark) if operation.port_mark else names
-        self.set_link(operation.name, **changed)
+        if operation.rename is None:
+            self.set_link(operation.name, **changed)
+        else:
+            self.rename_link(link.name, operation.rename, **changed)
+
+    def rename_link(self, name: str, new: str, **changed: Any) -> None:
+        """Another name; what is its port follows."""
+        link = self.facts.pop(Key("link", name))
+        assert isinstance(link, Link)
+        self.add_link(replace(link, name=new, **changed))
+        for fact in list(self.facts.values()):
+            if isinstance(fact, Link) and fact.master == name:
+                self.set_link(fact.name, master=new)
 
     def add_address(self, name: str, cidr: str, index: int = 0) -> None:
         """Give a link an address, and the kernel's route to its subnet."""
@@ -687,6 +722,11 @@ class Machine:
             if isinstance(fact, Link) and fact.master == name:
                 self.set_link(fact.name, master="", master_index=0, port=None)
         del self.facts[Key("link", name)]
+
+
+def numbers(table: Iterable[Setting], **other: int) -> tuple[tuple[str, int], ...]:
+    """The settings of a bridge or port as the kernel makes them, but for those said."""
+    return tuple((s.kernel, other.get(s.kernel, s.default or 0)) for s in table)
 
 
 def edit(root: Element, changes: Mapping[str, Any]) -> None:
@@ -720,9 +760,42 @@ def _target(device: Element) -> str:
 
 def _rest(device: Element) -> list[str]:
     """What an update of a device may not change; another medium may be of another format."""
-    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in ("source", "link", "target")]
+    free = ("source", "link", "target", "bandwidth")
+    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in free]
     rest = [re.sub(r'(<driver[^>]*) type="\w+"', r"\1", text) for text in rest]
     return sorted(ElementTree.canonicalize(text, strip_text=True) for text in rest)
+
+
+def _tune(root: Element, operation: ops.Op) -> None:
+    """What changes in a running guest without a device coming or going."""
+    match operation:
+        case ops.DomainSetIoTune(target=target, limits=limits):
+            found = [disk for disk in root.findall("devices/disk") if _target(disk) == target]
+            _demand(found, f"no disk {target}")
+            given = {name: value for name, value in limits if value}
+            for word in ("bytes", "iops"):
+                split = given.keys() & {f"read_{word}_sec", f"write_{word}_sec"}
+                _demand(not (f"total_{word}_sec" in given and split), "total and read/write cannot be set together")
+            for name in given:
+                base = name.removesuffix("_length").removesuffix("_max")
+                _demand(base in given or name == "size_iops_sec", f"cannot reset {base} when {name} is set")
+            cut(found[0], "iotune")
+            for name, value in given.items():
+                reach(found[0], f"iotune/{name}").text = str(value)
+        case ops.DomainSetIoThreads(add=add, remove=remove):
+            present = set(io_threads.numbers(root))
+            _demand(not present & set(add) and set(remove) <= present, "no such I/O thread, or there already")
+            _demand(not io_threads.used(root) & set(remove), "the I/O thread serves a disk")
+            present = (present | set(add)) - set(remove)
+            cut(root, "iothreadids")
+            reach(root, "iothreads").text = str(len(present))
+            for number in sorted(present):
+                ElementTree.SubElement(reach(root, "iothreadids"), "iothread", {"id": str(number)})
+        case ops.DomainSetBalloonPeriod(seconds=seconds):
+            _demand(reach(root, "devices/memballoon").get("model") != "none", "no balloon")
+            cut(root, "devices/memballoon/stats")
+            if seconds:
+                reach(root, "devices/memballoon/stats").set("period", str(seconds))
 
 
 def _device(root: Element, alias: str) -> Element | None:
@@ -770,6 +843,7 @@ def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     _demand(not (orders and root.find("os/boot") is not None), "per-device boot elements beside os/boot")
     if not orders and root.find("os/boot") is None:
         ElementTree.SubElement(reach(root, "os"), "boot", {"dev": "hd"})
+    _complete_threads(root)
     _complete_devices(root, "q35" in kind.get("machine", ""))
     return root
 
@@ -790,6 +864,12 @@ def _complete_cpus(root: Element) -> None:
     if cpu.get("mode", "custom") == "custom" and cpu.find("model") is None:
         cpu.set("mode", "custom")
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = "qemu64"
+
+
+def _complete_threads(root: Element) -> None:
+    if root.find("devices/memballoon") is None:
+        ElementTree.SubElement(reach(root, "devices"), "memballoon", {"model": "virtio"})
+    _demand(io_threads.used(root) <= io_threads.numbers(root), "a disk names an I/O thread that is not defined")
 
 
 def _complete_devices(root: Element, q35: bool) -> None:

@@ -262,5 +262,10 @@ def what_is_missing(expectation: Expectation, after: Snapshot) -> str:
         names = link.alternative_names
         held = value in names if value else not any(name.startswith(PORT_MARK_PREFIX) for name in names)
         return "" if held else f"its altnames are {', '.join(names) or 'none'}"
+    where, _, name = what.partition(" ")
+    if name:
+        settings = link.settings if where == "bridge" else link.port.settings if link.port else ()
+        actual = dict(settings).get(name, value)  # what is not there now counts later: kvmd.host.bridge_attributes
+        return "" if actual == value else f"{name} is {actual} instead of {value}"
     actual = getattr(link, what)
     return "" if actual == value else f"{what} is {actual!r} instead of {value!r}"

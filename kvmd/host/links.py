@@ -8,7 +8,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final
 
-from kvmd.errors import KvmdError, Retry
+from kvmd.errors import KvmdError, Refused, Retry
 from kvmd.host import link_messages as encode
 from kvmd.host import taps
 from kvmd.host.link_batch import Batch, Phase
@@ -24,10 +24,10 @@ from kvmd.host.link_facts import (
     parse_address,
     parse_route,
 )
-from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES, LOCAL_ROUTES, local_routes
+from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES, ALL_RULES, LOCAL_ROUTES, local_routes
 from kvmd.host.link_record import Record, Restored, record_of, restore
 from kvmd.host.neighbours import Neighbours
-from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, Namespace, RouteSocket
+from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, GETRULE, Namespace, RouteSocket
 from kvmd.observed import Address, Key, Link, Route
 from kvmd.ops import AddressesMove, LinkDelete, LinkOp, TapCreate, TapOwner
 
@@ -125,14 +125,28 @@ class Links:
         snapshot = self._reader.read()
         return {Key("link", link.name): link for link in snapshot.by_index.values()}, snapshot.complete
 
+    def check(self, operations: Sequence[LinkOp]) -> None:
+        """Raise Refused where one of them may not be done at all: the others of a batch would be, without it."""
+        with self._lock:
+            batch = self._batch(operations)
+            compile_batch(batch)
+        refused = [error for error in batch.errors if isinstance(error, Refused)]
+        if refused:
+            raise refused[0]
+
+    def _batch(self, operations: Sequence[LinkOp]) -> Batch:
+        batch = Batch(operations, self._reader.read())
+        if any(isinstance(operation, AddressesMove) for operation in operations):
+            batch.all_routes = self._all_routes()
+            batch.neighbours = self._writer.dump(GETNEIGH, ALL_NEIGHBOURS).bodies
+            batch.rules = self._writer.dump(GETRULE, ALL_RULES).bodies
+        return batch
+
     def execute(self, operations: Sequence[LinkOp]) -> list[KvmdError | None]:
         """Carry out *operations* as one batch; one result each, None where facts prove it done."""
         with self._lock:
             try:
-                batch = Batch(operations, self._reader.read())
-                if any(isinstance(operation, AddressesMove) for operation in operations):
-                    batch.all_routes = self._all_routes()
-                    batch.neighbours = self._writer.dump(GETNEIGH, ALL_NEIGHBOURS).bodies
+                batch = self._batch(operations)
             except KvmdError as error:
                 return [error for _ in operations]
             try:

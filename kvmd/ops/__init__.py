@@ -6,7 +6,7 @@ Each operation says what it costs the guests (its impact) and describes itself i
 from __future__ import annotations
 
 from kvmd.ops.base import Impact, Op
-from kvmd.ops.checkpoint import AddressesMove, Guarded
+from kvmd.ops.checkpoint import AddressesMove, AddressesRestore, Guarded
 from kvmd.ops.domain import (
     DomainAttach,
     DomainDefine,
@@ -14,6 +14,9 @@ from kvmd.ops.domain import (
     DomainDetach,
     DomainResume,
     DomainSetAutostart,
+    DomainSetBalloonPeriod,
+    DomainSetIoThreads,
+    DomainSetIoTune,
     DomainSetMark,
     DomainSetMemory,
     DomainSetOnReboot,
@@ -79,6 +82,7 @@ __all__ = [
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
+    "AddressesRestore",
     "BridgeCreate",
     "DomainAttach",
     "DomainDefine",
@@ -86,6 +90,9 @@ __all__ = [
     "DomainDetach",
     "DomainResume",
     "DomainSetAutostart",
+    "DomainSetBalloonPeriod",
+    "DomainSetIoThreads",
+    "DomainSetIoTune",
     "DomainSetMark",
     "DomainSetMemory",
     "DomainSetOnReboot",

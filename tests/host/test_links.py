@@ -82,7 +82,7 @@ def world() -> Iterator[World]:
 def test_a_bridge_with_a_tap_in_one_batch(world: World) -> None:
     world.do(
         LinkSet("br0", up=True),  # the order of operations does not matter, that of phases does
-        BridgeCreate("br0", BRIDGE_MARK, "52:54:00:aa:bb:01", 1400, True, 4.0),
+        BridgeCreate("br0", BRIDGE_MARK, "52:54:00:aa:bb:01", 1400, (("stp_state", 1), ("forward_delay", 400))),
         TapCreate("tap0", TAP_MARK, "tap", 1000, 1001, True),
         LinkSet("tap0", master="br0", mtu=1450, mac="52:54:00:aa:bb:02", up=True),
         AddressAdd("br0", 0, "10.9.0.1/24"),
@@ -104,7 +104,7 @@ def test_a_bridge_with_a_tap_in_one_batch(world: World) -> None:
     assert (seen["tap0"].owner, seen["tap0"].group, seen["tap0"].tun_mode) == (1000, 1001, "tap")
     assert seen["tap0"].persistent and seen["tap0"].multi_queue and not seen["tap0"].carrier
     assert seen["tap0"].port is not None and seen["tap0"].master == "br0"
-    assert (seen["br0"].stp, seen["br0"].forward_delay_seconds, seen["br0"].kind) == (True, 4.0, "bridge")
+    assert (seen["br0"].stp, dict(seen["br0"].settings)["forward_delay"], seen["br0"].kind) == (True, 400, "bridge")
     assert seen["br0"].mark is not None and str(seen["br0"].mark.ref) == "Bridge/br0"
     assert Route("10.8.0.0/16", "10.9.0.254", 50, "static") in seen["br0"].routes
 
@@ -247,20 +247,22 @@ def test_what_cannot_be_a_port_is_refused_with_the_reason(world: World) -> None:
 
 
 def test_delay_out_of_range_is_refused(world: World) -> None:
-    world.do(BridgeCreate("br0", BRIDGE_MARK, stp=True))
-    (result,) = world.fail(LinkSet("br0", forward_delay_seconds=99.0))
+    world.do(BridgeCreate("br0", BRIDGE_MARK, settings=(("stp_state", 1),)))
+    (result,) = world.fail(LinkSet("br0", settings=(("forward_delay", 9900),)))
     assert isinstance(result, Refused) and "2 to 30" in result.message
 
 
 def test_stp_off_and_a_short_delay_at_once(world: World) -> None:
-    world.do(BridgeCreate("br0", BRIDGE_MARK, stp=True))
-    world.do(LinkSet("br0", stp=False, forward_delay_seconds=0.0))
+    world.do(BridgeCreate("br0", BRIDGE_MARK, settings=(("stp_state", 1),)))
+    world.do(LinkSet("br0", settings=(("stp_state", 0), ("forward_delay", 0))))
     assert world.net.links()["br0"]["linkinfo"]["info_data"]["forward_delay"] == 0
 
 
 def test_what_the_kernel_acknowledged_and_did_not_do_is_said(world: World) -> None:
     world.do(BridgeCreate("br0", BRIDGE_MARK))
-    (result,) = world.fail(LinkSet("br0", forward_delay_seconds=0.01, stp=True))  # becomes 2 s, or is refused
+    (result,) = world.fail(
+        LinkSet("br0", settings=(("forward_delay", 1), ("stp_state", 1)))
+    )  # becomes 2 s, or is refused
     assert isinstance(result, Retry | Refused)
     assert world.net.links()["br0"]["linkinfo"]["info_data"]["forward_delay"] >= 200
 
@@ -443,7 +445,7 @@ def test_a_link_is_never_bounced(world: World) -> None:
         seen = world.look()
         world.do(
             LinkSet("tap0", seen["tap0"].index, up=True, mtu=1400, mac="52:54:00:00:00:07", alias=TAP_MARK),
-            LinkSet("br0", seen["br0"].index, up=True, mtu=1300, stp=False, forward_delay_seconds=5.0),
+            LinkSet("br0", seen["br0"].index, up=True, mtu=1300, settings=(("forward_delay", 500),)),
         )
         assert (world.net.json("route show"), world.net.addresses("br0"), carrier_downs(world.net)) == before
     finally:

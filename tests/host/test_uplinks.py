@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,15 @@ def assert_moved(wire: Cable) -> None:
     ):
         assert route in text
     assert wire.net.ip("route show dev eno1") == ""
+
+
+def is_moved(wire: Cable) -> bool:
+    """The same as an answer."""
+    try:
+        assert_moved(wire)
+    except (AssertionError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 def test_address_and_default_route_move_there_and_back_without_a_loss(tmp_path: Path) -> None:
@@ -305,6 +315,17 @@ def test_a_probe_that_does_not_answer_even_before_changes_nothing(tmp_path: Path
         assert_moved(wire)
 
 
+@pytest.mark.parametrize("rule", ["rule add iif eno1 table 77", "-6 rule add oif eno1 table 77"])
+def test_a_routing_rule_that_names_the_uplink_is_not_left_behind(tmp_path: Path, rule: str) -> None:
+    with cable() as wire:
+        wire.net.ip(rule)
+        before = wire.state()
+        checkpoints = Checkpoints(str(tmp_path), Links(wire.net.path), wire.net.path)
+        with pytest.raises(Refused, match=r"a routing rule says [io]if eno1"):
+            checkpoints.execute(onto_bridge(wire.index("eno1")))
+        assert wire.state() == before and not checkpoints.files.entries()
+
+
 SPEC = """
 apiVersion: kvmd.dev/v1alpha1
 kind: Bridge
@@ -341,7 +362,12 @@ def test_from_a_file_to_the_bridge_and_back(tmp_path: Path, monkeypatch: pytest.
             (specs / "br0.yaml").write_text(SPEC % "")
             until(lambda: ready(assembly) and "br0" in wire.net.links())
             assert_moved(wire)
+            until(lambda: assembly.executor.idle)  # what is harmed while it is still being proven is put back
             assert assembly.reconciler.cycle().plan.empty
+            for harm in ("link del br0", "link set br0 down", "addr flush dev br0", "route del default dev br0"):
+                wire.net.ip(harm)
+                until(lambda: ready(assembly) and is_moved(wire))
+                assert_moved(wire)
             (specs / "br0.yaml").write_text(SPEC % ", mtu: 1400")
             until(lambda: ready(assembly) and wire.net.links()["br0"]["mtu"] == 1400)
             assert_moved(wire)

@@ -93,7 +93,7 @@ def onto_bridge(index: int, spec_hash: str = "1", **more: Any) -> Guarded:
     return Guarded(
         "br0",
         (
-            BridgeCreate("br0", MARK, "02:00:00:00:00:05", stp=more.pop("stp", False)),
+            BridgeCreate("br0", MARK, "02:00:00:00:00:05", settings=(("stp_state", int(more.pop("stp", False))),)),
             LinkSet("eno1", index, master="br0", up=True, port_mark=f"kvmd.port.{index}.br0"),
             LinkSet("br0", up=True),
             AddressesMove("br0", 0, "eno1", index, tuple(ADDRESSES)),

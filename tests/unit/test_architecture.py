@@ -123,13 +123,30 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
+    "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
+    "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
     "VirtualMachine.firmware": {"type": "efi"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
     "VirtualMachine.kernelBoot.initrd": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot": {"kernel": {"path": "/x"}},
+    "VirtualMachine.install.from.kernelBoot.kernel": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
+    "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
+    "Network.forward.nat.ports": {"start": 1, "end": 65535},
+    "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
+    "Network.dns.txt": {"name": "a", "value": "b"},
+    "Network.dns.srv": {"service": "ldap", "protocol": "tcp", "target": "a.example"},
+    "Network.bandwidth.inbound": {"average": 1},
+    "Network.bandwidth.outbound": {"average": 1},
+    "Network.portgroups": {"name": "slow"},
+    "Network.portgroups.bandwidth.inbound": {"average": 1},
+    "Network.portgroups.bandwidth.outbound": {"average": 1},
+    "Network.routes": {"to": "10.20.0.0/16", "via": "192.168.122.2"},
+    "Network.ips.dhcp.bootp": {"file": "pxelinux.0"},
     "Network.ips": {"address": "192.168.122.1/24"},
     "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
     "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
@@ -155,6 +172,8 @@ EXCLUSIVE = {
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.kernel": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
 # What an example needs beside it to make sense.
@@ -162,7 +181,17 @@ BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
+    "VirtualMachine.spec.disks.ioTune.iopsSize": {"total": {"iops": 500}},
+    "VirtualMachine.spec.interfaces.queues": {"network": "default"},
+    **{
+        f"VirtualMachine.spec.disks.ioTune.{way}.{word}Burst{more}": {word: 1, f"{word}Burst": 10}
+        for way in ("total", "read", "write")
+        for word in ("bytes", "iops")
+        for more in ("", "Seconds")
+    },
+    **{f"VirtualMachine.spec.interfaces.bandwidth.{way}.peak": {"burst": "512Ki"} for way in ("inbound", "outbound")},
     "Bridge.spec.addresses.static": {"from": "Static"},
+    "Network.spec.domain.localOnly": {"name": "lab.example"},
     "VirtualMachine.spec.disks.image": {"readOnly": True},
     "VirtualMachine.spec.disks.url": {"format": "raw"},
     "VirtualMachine.spec.disks.access": {"format": "raw", "url": "nbd://a.example"},
@@ -190,7 +219,14 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
 
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
-    """Take away what excludes the leaf."""
+    """Take away what excludes the leaf, and add what it needs."""
+    if trail == "Tap.port":
+        spec["bridge"] = "br0"
+    if trail == "Network.routes":
+        spec["ips"] = [{"address": "192.168.122.1/24"}]
+    if trail == "Network.ips.dhcp.hosts" and name == "id":
+        node.pop("mac")
+        node["ip"], spec["ips"][0]["address"] = "fd00::3", "fd00::1/64"
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
@@ -201,6 +237,14 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk.pop("format", None)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
+    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
+        "VirtualMachine.interfaces",
+        "queues",
+    ):
+        spec["interfaces"][0].pop("user", None)
+        spec["interfaces"][0]["network"] = "default"
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
     if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
         node.clear()
         node["name"] = "root"

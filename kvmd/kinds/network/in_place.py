@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kvmd import ops, xmlmap
+from kvmd.api.bridge_settings import USER_HZ
 from kvmd.kinds.network.document import State
 from kvmd.kinds.network.names import SECTIONS, Record, element_of, key_element_of
 from kvmd.kinds.network.subnet import Subnet, host_element, range_element, subnet_of
@@ -116,13 +117,12 @@ def bridge_attributes(
         return (), ()
     stp = want.stp if is_owned("bridge.stp", owned) else link.stp
     changes = [Change("bridge.stp", link.stp, stp)] if stp != link.stp else []
-    delay = max(_LEAST_DELAY, float(want.delay))
-    slow = stp and is_owned("bridge.forwardDelaySeconds", owned) and link.forward_delay_seconds != delay
-    if slow:
-        changes.append(Change("bridge.forwardDelaySeconds", link.forward_delay_seconds, delay))
+    settings = [("stp_state", int(bool(stp)))] if stp != link.stp else []
+    ticks = int(max(_LEAST_DELAY, float(want.delay)) * USER_HZ)
+    present = dict(link.settings).get("forward_delay", ticks)  # the kernel does not show what it has from the root
+    if stp and is_owned("bridge.forwardDelaySeconds", owned) and present != ticks:
+        changes.append(Change("bridge.forwardDelaySeconds", present / USER_HZ, ticks / USER_HZ))
+        settings.append(("forward_delay", ticks))
     if not changes:
         return (), ()
-    wanted = ops.LinkSet(
-        bridge, link.index, stp=stp if stp != link.stp else None, forward_delay_seconds=delay if slow else None
-    )
-    return (wanted,), tuple(changes)
+    return (ops.LinkSet(bridge, link.index, settings=tuple(settings)),), tuple(changes)

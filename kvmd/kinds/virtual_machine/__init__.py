@@ -8,7 +8,16 @@ from kvmd import ops
 from kvmd.api.quantity import duration_seconds
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
-from kvmd.kinds.virtual_machine import ageing, direct, graphics, install, power, snapshots
+from kvmd.kinds.virtual_machine import (
+    ageing,
+    direct,
+    graphics,
+    guest_agent,
+    install,
+    power,
+    snapshots,
+    user_network,
+)
 from kvmd.kinds.virtual_machine.board import is_password_alone
 from kvmd.kinds.virtual_machine.definition import Definition, definition
 from kvmd.kinds.virtual_machine.describe import describe
@@ -49,8 +58,7 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
             found.append(
                 Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
             )
-    if spec.install is not None and spec.install.source.image:
-        found.append(Reference(ref, Ref("Image", spec.install.source.image)))
+    found += [Reference(ref, target) for target in objects_of(install.with_installer(spec, install.WAITING))]
     found += [Reference(ref, dependency.target) for dependency in spec.depends_on]
     return tuple(found)
 
@@ -86,6 +94,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     status = {
         **status_of(guest.resource, guest.domain, now.state, guest.want.state, guest.known, look),
         **graphics.status_of(guest.domain.live if guest.domain else None),
+        **guest_agent.status_of(guest.domain),
         **guest.origins.drives.status,
     }
     told = (*_told(guest), *now.changes.conditions, *acts.conditions)
@@ -133,7 +142,8 @@ def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
     is_due, at_window = restart_due(guest, changes, look)
     installs = guest.installing == install.STARTED
     decided = power.decide(guest.resource, domain, startable and is_due and not installs, guest.uuid, look)
-    reboot = on_reboot(guest.resource, domain, (startable and bool(changes.pending), installs), look)
+    ends = installs and spec.install is not None and spec.install.ends_by_reboot
+    reboot = on_reboot(guest.resource, domain, (startable and bool(changes.pending), ends), look)
     live = () if decided.stops else (*changes.operations, *reboot)
     now = possible(spec, (*live, *decided.operations), absent, look, not able)
     wakes = [wake for wake in (decided.wake_at, at_window) if wake is not None]
@@ -155,7 +165,8 @@ def _told(guest: Guest) -> tuple[Condition, ...]:
     """What is said of it whatever is done."""
     fallback = guest.want.fallback
     said = (Condition(DEGRADED, True, "AcceleratorFallback", fallback),) if fallback else ()
-    return (*install.conditions(guest.spec, guest.domain, guest.ledger), *guest.origins.conditions, *said)
+    limits = user_network.told(guest.spec.interfaces)
+    return (*install.conditions(guest.spec, guest.domain, guest.ledger), *guest.origins.conditions, *said, *limits)
 
 
 def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: tuple[ops.Op, ...]) -> bool:
@@ -163,7 +174,7 @@ def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: t
     return (
         guest.moved
         or guest.origins.drives.asked(guest.domain, operations)
-        or install.is_over(guest.installing, guest.config)
+        or install.is_over(guest.spec, guest.installing, changes)
         or _own_start(guest.resource, guest.domain, operations)
         or is_password_alone(changes)
     )

@@ -13,7 +13,9 @@ from kvmd.plan.wording import Described, Wording, put, said
 from kvmd.xmlmap import Element
 
 # What the language reaches, or libvirt adds to every domain by itself.
-_SAID = frozenset(("name", "uuid", "metadata", "memory", "currentMemory", "vcpu", "os", "cpu", "features", "clock"))
+_SAID = frozenset(
+    ("name", "uuid", "metadata", "memory", "currentMemory", "vcpu", "os", "cpu", "features", "clock", "iothreads")
+)
 _BY_ITSELF = frozenset(("on_poweroff", "on_reboot", "on_crash", "pm", "devices", "resource", "seclabel"))
 _SAID_DEVICES = frozenset(("disk", "interface", "serial", "channel", "rng"))
 _DEVICES_BY_ITSELF = frozenset(("emulator", "console", "controller", "input", "memballoon", "audio"))
@@ -81,6 +83,9 @@ def _nic(nic: NicState) -> dict[str, Any]:
     kind, _, name = nic.attachment.partition(":")
     if kind != "user":
         spec[kind] = name
+        return spec
+    if name == "passt":
+        spec["user"] = {"backend": "passt"}
         return spec
     ports = (item.split("/") for item in name.split(",") if item)
     forwards = [{"protocol": protocol, "host": int(host), "guest": int(guest)} for protocol, host, guest in ports]

@@ -10,8 +10,10 @@ from typing import Any
 from kvmd import xmlmap
 from kvmd.api.quantity import MEBIBYTE
 from kvmd.kinds.virtual_machine import remote
+from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
+from kvmd.kinds.virtual_machine.io_tune import IoTuneState
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
 
@@ -73,7 +75,7 @@ def _or(place: Place, default: Any) -> Place:
 
 
 @dataclass(frozen=True, slots=True)
-class DiskState:
+class DiskState(IoTuneState):
     """A disk or CD-ROM. *source* of a CD-ROM is its medium."""
 
     name: str
@@ -87,6 +89,10 @@ class DiskState:
     cache: str = field(metadata=at("cache", xml=_or(xmlmap.attribute("driver", "cache"), "default")))
     io: str = field(metadata=at("io", xml=_or(xmlmap.attribute("driver", "io"), "default")))
     discard: str = field(metadata=at("discard", xml=_or(xmlmap.attribute("driver", "discard"), "default")))
+    detect_zeroes: str = field(
+        metadata=at("detectZeroes", xml=_or(xmlmap.attribute("driver", "detect_zeroes"), "default"))
+    )
+    io_thread: int | None = field(metadata=at("ioThread", xml=xmlmap.number(xmlmap.attribute("driver", "iothread"))))
     target: str = ""
 
 
@@ -108,7 +114,8 @@ def _attachment_get(root: Element) -> str:
             for forward in root.findall("portForward")
             for item in forward.findall("range")
         )
-        return f"user:{ports}"
+        backend = root.find("backend")
+        return f"user:{ports or ('' if backend is None else backend.get('type', ''))}"
     return kind
 
 
@@ -127,14 +134,14 @@ def _attachment_put(root: Element, attachment: str) -> None:
         ElementTree.SubElement(root, "target", {"dev": name, "managed": "no"})
     elif name:
         ElementTree.SubElement(root, "backend", {"type": "passt"})
-        for item in name.split(","):
+        for item in name.split(",") if name != "passt" else ():
             protocol, host, guest = item.split("/")
             forward = ElementTree.SubElement(root, "portForward", {"proto": protocol})
             ElementTree.SubElement(forward, "range", {"start": host, "to": guest})
 
 
 @dataclass(frozen=True, slots=True)
-class NicState:
+class NicState(BandwidthState):
     """A NIC. *attachment*: ``network:default``, ``bridge:br0``, ``tap:tap1``, ``user:``, ``direct:eno1/bridge``."""
 
     name: str
@@ -142,6 +149,7 @@ class NicState:
     mac: str = field(metadata=at("mac", xml=xmlmap.attribute("mac", "address")))
     model: str | None = field(metadata=at("model", xml=xmlmap.attribute("model", "type")))
     link: str = field(metadata=at("link", xml=_or(xmlmap.attribute("link", "state"), "up")))
+    queues: int | None = field(metadata=at("queues", xml=xmlmap.number(xmlmap.attribute("driver", "queues"))))
     boot_order: int | None = field(metadata=at("bootOrder", xml=BOOT_ORDER))
     target: str = ""
 

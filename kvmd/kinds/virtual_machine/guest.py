@@ -54,8 +54,8 @@ class Guest:
 
 def files(spec: Spec) -> tuple[str, ...]:
     """Every file that must be there before it starts, and where consoles are written."""
-    installer = spec.install.source.path if spec.install else None
-    return tuple(dict.fromkeys((*files_of(spec), *consoles_of(spec), *([installer] if installer else []))))
+    installer = files_of(install.with_installer(spec, install.WAITING))
+    return tuple(dict.fromkeys((*files_of(spec), *consoles_of(spec), *installer)))
 
 
 def guest_of(ref: Ref, look: Look) -> Guest:
