@@ -218,12 +218,28 @@ def volume(number: int, chance: Chance, names: Names) -> Document:
     return document("Volume", f"volume{number}", spec)
 
 
+def _shared(number: int, chance: Chance) -> dict[str, Any]:
+    """What a machine has of its host: folders and devices."""
+    share = {"path": f"/srv/share{number}"} | chance.fields(
+        tag=("work", None), type=("virtiofs", "9p"), readOnly=(True, False)
+    )
+    if share.get("type") != "9p":
+        share.pop("readOnly", None)  # libvirt 9 refuses it
+    devices = [{"pci": f"0000:{number % 200:02x}:00.0"}, {"usb": f"046d:{number:04x}"}]
+    return chance.fields(
+        filesystems=[[{"name": "data"} | share], []],
+        hostDevices=[[{"name": "gift"} | device] for device in devices],
+    )
+
+
 def machine(number: int, chance: Chance, names: Names) -> Document:
     """A virtual machine; over many of them every field is written."""
     orders = itertools.count(1)
     kind = chance.choice(("q35", "pc", "pc-q35-7.2"))
     memory = {"guest": chance.choice(("256Mi", "512Mi", "1Gi"))}
-    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",), hugepages=({"size": "2Mi"}, None))
+    memory |= chance.fields(
+        maxGuest=("1Gi", "2Gi"), hotplug=("Balloon", "VirtioMem", "Dimm"), hugepages=({"size": "2Mi"}, None)
+    )
     boots: list[Any] = [
         None,
         {"kernel": {"path": "/boot/vmlinuz"}},
@@ -286,6 +302,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
     spec |= {"devices": devices} if devices else {}
+    spec |= _shared(number, chance)
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
@@ -356,6 +373,7 @@ def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterat
                 {"media": {"url": f"https://a.example/{name}.iso"}},
                 {"media": {"url": f"http://a.example/plain/{name}.iso"}},
                 {"media": {"url": "nfs://a.example/srv/a.iso"}},
+                {"media": {"url": "iscsi://a.example/iqn.x:y/1", "authFrom": {"user": "web", "file": "/secret"}}},
             )
             disk |= {"device": "cdrom"} | chance.choice(trays)
             disk |= chance.fields(bus=("sata", "scsi", "usb") if disk.get("media") else ("sata", "scsi"))
@@ -433,6 +451,7 @@ def furnish(machine: Machine, resource: Resource) -> None:
     """Put there the files and secrets that a spec names."""
     controller = CONTROLLERS[resource.ref.kind]
     machine.add_files(controller.files(resource.spec))
+    machine.add_folders(resource.spec)
     for name in controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ():
         machine.facts[Key("secret", name)] = Secret(name, digest="0", password="word")
 

@@ -12,14 +12,15 @@ import libvirt
 
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
-from kvmd.errors import Refused, Retry, Stale
+from kvmd.errors import Refused, Stale
 from kvmd.host import power_button, snapshot_acts
+from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held
-from kvmd.host.seeds import password_in
+from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -79,6 +80,10 @@ class LibvirtActs:
                 self._connection = None
             raise
 
+    def another(self) -> LibvirtActs:
+        """The hand of another thread."""
+        return LibvirtActs(self._settings, self._recorder)
+
     def close(self) -> None:
         """Drop the connection."""
         connection, self._connection = self._connection, None
@@ -117,7 +122,8 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                _unless_done(domain.create)
+                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                    _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
@@ -142,6 +148,8 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(xml=xml) if xml:
+                domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
             case ops.DomainSetIoTune(target=target, limits=limits):
@@ -154,11 +162,14 @@ class LibvirtActs:
             case ops.DomainSetBalloonPeriod(seconds=seconds):
                 domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
-                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
+                device = _defined_device(domain, alias)
+                with lent(self._connection, device):
+                    domain.attachDeviceFlags(device, LIVE)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
-                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
+                with lent(self._connection, xml):
+                    domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
             case ops.DomainSetOnReboot(action=action):
                 domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
             case _:
@@ -267,5 +278,5 @@ def _detach(domain: Any, alias: str, xml: str) -> None:
         if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
             return
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            raise Retry(f"the guest {domain.name()} has not let go of {alias} yet") from None
+            return  # it was asked before and has not answered yet: the next look decides
         raise

@@ -122,6 +122,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"guest": "1Gi"}},
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
+    "VirtualMachine.filesystems": {"name": "data", "path": "/srv/data"},
+    "VirtualMachine.hostDevices": {"name": "gpu", "pci": "0000:01:00.0"},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
     "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
     "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
@@ -169,6 +171,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
 EXCLUSIVE = {
     "Image.source": ("url", "path"),
     "Image.checksumFrom": ("url", "path"),
+    "VirtualMachine.hostDevices": ("pci", "usb"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
@@ -176,6 +179,8 @@ EXCLUSIVE = {
     "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
+# The parts of a login; a URL of https knows them all.
+LOGINS = ("authFrom", "cookiesFrom", "tls")
 # What an example needs beside it to make sense.
 BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
@@ -230,11 +235,8 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
-    if trail == "VirtualMachine.disks.media" or (trail == "VirtualMachine.disks" and name == "device"):
-        disk = spec["disks"][0]
-        disk["device"] = "cdrom"
-        disk.pop("path", None)
-        disk.pop("format", None)
+    if trail.startswith("VirtualMachine.disks"):
+        _fit_disk(node, trail, name, spec)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
     if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
@@ -243,11 +245,6 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     ):
         spec["interfaces"][0].pop("user", None)
         spec["interfaces"][0]["network"] = "default"
-    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
-        spec["ioThreads"] = 1
-    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
-        node.clear()
-        node["name"] = "root"
     if name in EXCLUSIVE.get(trail, ()):
         for other in EXCLUSIVE[trail]:
             node.pop(other, None)
@@ -257,6 +254,32 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}
         node |= {key: value for key, value in topology.items() if key != name}
+
+
+def _fit_disk(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
+    """The same for a leaf of a disk or its medium."""
+    disk = spec["disks"][0]
+    if trail.startswith("VirtualMachine.disks.media") or (trail == "VirtualMachine.disks" and name == "device"):
+        disk["device"] = "cdrom"
+        disk.pop("path", None)
+        disk.pop("format", None)
+    if trail.rpartition(".")[2] in LOGINS:
+        _fit_login(node, trail.rpartition(".")[2], name, disk)
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
+    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
+        node.clear()
+        node["name"] = "root"
+
+
+def _fit_login(node: dict[str, Any], login: str, name: str, disk: dict[str, Any]) -> None:
+    """A server to log in to, and the other half of a login."""
+    spoken = disk.get("media", disk)
+    spoken.pop("path", None)
+    spoken["url"] = "https://a.example/b.iso"
+    node |= {"user": "backup"} if login == "authFrom" else {}
+    node |= {"file": "/etc/kvmd/secrets/x"} if name == "user" else {}
+    disk |= {} if disk is not spoken else {"readOnly": True}
 
 
 @pytest.mark.parametrize(("kind", "leaf"), [node for node in NODES if node.values[1].leaf])  # type: ignore[union-attr]
@@ -278,7 +301,8 @@ def test_metadata_is_declared_whole() -> None:
 
 def states() -> list[tuple[ModuleType, type]]:
     """Every dataclass with fields that stand in XML."""
-    names = ["kvmd.kinds.network", "kvmd.kinds.virtual_machine.domain"]
+    names = ["kvmd.kinds.network"]
+    names += [f"kvmd.kinds.virtual_machine.{name}" for name in ("domain", "filesystems", "host_devices")]
     found = []
     for module in map(import_module, names):
         for value in vars(module).values():

@@ -12,12 +12,13 @@ from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
-from kvmd.kinds.virtual_machine import tuning
+from kvmd.kinds.virtual_machine import memory, tuning
 from kvmd.kinds.virtual_machine.board import hidden
 from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
 from kvmd.kinds.virtual_machine.install import TRAY
+from kvmd.kinds.virtual_machine.memory import BALLOON
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.plan.model import ObjectMemory
@@ -52,17 +53,17 @@ class Balloon(NamedTuple):
     note: str = ""
 
 
-def balloon(states: tuple[State, State, State], memory: ObjectMemory, noted: str, now: float) -> Balloon:
+def balloon(states: tuple[State, State, State], known: ObjectMemory, noted: str, now: float) -> Balloon:
     """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
     live, config, want = states
-    if live.memory == want.memory or config.memory != want.memory:
+    if live.memory == want.memory or config.memory != want.memory or live.hotplug != BALLOON:
         return Balloon()
-    if memory.balloon_until is not None and now < memory.balloon_until:
-        return Balloon(wait_until=memory.balloon_until)
+    if known.balloon_until is not None and now < known.balloon_until:
+        return Balloon(wait_until=known.balloon_until)
     asked = f"{want.memory} of {live.memory}"
     if noted == asked:
         return Balloon(unanswered=True)
-    return Balloon(unanswered=True, note=asked) if memory.fruitless >= BALLOON_TRIES else Balloon()
+    return Balloon(unanswered=True, note=asked) if known.fruitless >= BALLOON_TRIES else Balloon()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,9 @@ def spoken(change: Change, want: State) -> Change:
         return replace(change, path=f"interfaces[{name}].{kind}", before=before, after=after)
     if group == "disks" and name == SEED:
         return replace(change, path="cloudInit", before=_medium(change.before), after=_medium(change.after))
-    if group == "disks" and leaf == "path" and any(d.name == name and d.device == "cdrom" for d in want.disks):
-        return replace(change, path=f"disks[{name}].media.path")
+    is_tray = any(disk.name == name and disk.device == "cdrom" for disk in want.disks)
+    if group == "disks" and leaf in ("path", "authFrom") and is_tray:
+        return replace(change, path=f"disks[{name}].media.{leaf}")
     return hidden(change)
 
 
@@ -151,10 +153,7 @@ def _vcpus(running: _Running) -> ops.Op | None:
 
 
 def _memory(running: _Running) -> ops.Op | None:
-    size = running.want.memory
-    if size <= running.live.max_memory and running.live.balloon != "none":
-        return ops.DomainSetMemory(running.domain.name, running.domain.uuid, size)
-    return None
+    return memory.live_change(running.domain, running.root, running.want.memory)
 
 
 def _password(running: _Running) -> ops.Op | None:
@@ -185,9 +184,9 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
     want = next(disk for disk in running.want.disks if disk.name == name)
     if name == SEED:  # cloud-init reads it at boot, and may be reading it now
         return None
-    if leaf in ("path", "format") and want.device == "cdrom":
+    if leaf in ("path", "format", "authFrom") and want.device == "cdrom":
         element = dict(xml.disk_elements(running.root, running.known))[name]
-        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format")
+        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")
     return None
 
 

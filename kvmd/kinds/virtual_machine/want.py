@@ -11,7 +11,7 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import bandwidth, direct, user_network
+from kvmd.kinds.virtual_machine import bandwidth, direct, filesystems, host_devices, user_network
 from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
@@ -20,6 +20,7 @@ from kvmd.kinds.virtual_machine.graphics import screen_of
 from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
@@ -47,6 +48,8 @@ def known_devices(resource: Resource, spec: Spec, look: Look) -> Known:
         disks={disk.path: disk.name for disk in spec.disks if disk.path},
         nics=nics,
         serials=tuple(serial.name for serial in spec.serials),
+        shares={share.tag or share.name: share.name for share in spec.filesystems},
+        passed={device.pci or device.usb or "": device.name for device in spec.host_devices},
         trays=tuple(disk.name for disk in spec.disks if disk.device == "cdrom"),
     )
 
@@ -92,6 +95,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         if config is None or "memory.maxGuest" in owned
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
+        hotplug=spec.memory.hotplug,
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
@@ -99,6 +103,8 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         guest_agent=spec.devices.guest_agent,
         disks=_disks(spec.disks, config, domain),
         interfaces=interfaces,
+        shares=filesystems.states_of(spec.filesystems),
+        passed=host_devices.states_of(spec.host_devices),
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
     )
     fallback = ""
@@ -186,6 +192,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -201,6 +208,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 discard=disk.discard,
                 detect_zeroes=disk.detect_zeroes,
                 io_thread=disk.io_thread,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
                 **limits_of(disk.io_tune),
             )
