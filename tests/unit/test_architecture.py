@@ -135,6 +135,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.install.from.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
+    "VirtualMachine.cpu.features": {"name": "aes"},
+    "VirtualMachine.cpu.numa": {"cpus": "0", "memory": "1Gi"},
     "Network.ips": {"address": "192.168.122.1/24"},
     "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
     "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
@@ -235,6 +237,10 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
             node.pop(other, None)
     if trail == "VirtualMachine.updatePolicy.window":
         spec["updatePolicy"]["restart"] = "Window"
+    if trail == "VirtualMachine.cpu.features":
+        spec["cpu"]["model"] = "host-model"
+    if trail == "VirtualMachine.cpu.numa":
+        spec["memory"], spec["cpu"]["vcpus"] = ({"guest": "2Gi"}, 1) if name == "memory" else ({"guest": "1Gi"}, 2)
     if trail == "VirtualMachine.cpu.topology":
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}

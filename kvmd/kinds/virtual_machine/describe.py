@@ -33,6 +33,8 @@ def describe(key: Key, observed: Observed) -> Described | None:
         "memory.guest": format_quantity,
         "memory.maxGuest": format_quantity,
         "cpu.topology": lambda value: dict(zip(("sockets", "cores", "threads"), value, strict=True)),
+        "cpu.features": lambda features: [{"name": name, "policy": policy} for name, policy in features],
+        "cpu.numa": lambda cells: [{"cpus": cpus, "memory": format_quantity(memory)} for cpus, memory in cells],
         "disks": lambda disks: [_disk(disk) for disk in disks if _reaches(disk)],
         "interfaces": lambda nics: [_nic(nic) for nic in nics if _is_sayable(nic)],
         "devices.serial": lambda serials: [{"name": item.name} | said(item) for item in serials],

@@ -175,10 +175,12 @@ def _cpu_get(root: Element) -> str | None:
 
 
 def _cpu_put(root: Element, model: str | None) -> None:
-    cpu = root.find("cpu")
-    topology = None if cpu is None else cpu.find("topology")
+    """Topology and cells are the machine's; features are beside a model, and without one libvirt refuses them."""
+    before = root.find("cpu")
+    stays = ("topology", "numa", *(("feature",) if model is not None else ()))
+    kept = [] if before is None else [item for item in before if item.tag in stays]
     xmlmap.cut(root, "cpu")
-    if model is None and topology is None:
+    if model is None and not kept:
         return
     cpu = ElementTree.SubElement(root, "cpu")
     if model in ("host-model", "host-passthrough", "maximum"):
@@ -187,8 +189,7 @@ def _cpu_put(root: Element, model: str | None) -> None:
         cpu.set("mode", "custom")
         cpu.set("match", "exact")
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = model
-    if topology is not None:
-        cpu.append(topology)
+    cpu.extend(kept)
 
 
 def _topology_get(root: Element) -> tuple[int, int, int] | None:

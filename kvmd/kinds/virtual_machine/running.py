@@ -14,10 +14,13 @@ from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.leaving import to_leave
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
+from kvmd.kinds.virtual_machine.processor import features_said
 from kvmd.kinds.virtual_machine.restart import due
 from kvmd.observed import Domain
 from kvmd.plan.difference import differences
 from kvmd.plan.look import Look
+
+_EXPANDED = frozenset({"cpu.model", "cpu.features"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,9 @@ def running(guest: Guest, look: Look) -> Running:
     also = to_leave(domain) | install.owns(guest.spec, guest.installing)
     found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
-    found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
+    found = tuple(
+        change for change in found if change.path not in _EXPANDED or _cpu_waits(guest, domain, change.path)
+    )
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
@@ -71,8 +76,11 @@ def _unanswered(judged: Balloon, state: State, want: State) -> tuple[Condition, 
     return (Condition(DEGRADED, True, "BalloonUnanswered", text),)
 
 
-def _model_waits(guest: Guest, domain: Domain) -> bool:
+def _cpu_waits(guest: Guest, domain: Domain, path: str) -> bool:
     if domain.boot_mark is None:
         return False
-    then = domain.boot_mark.written.get("cpu", {})
-    return (then.get("model") if isinstance(then, Mapping) else None) != guest.spec.cpu.model
+    then = domain.boot_mark.written.get("cpu")
+    then = then if isinstance(then, Mapping) else {}
+    if path == "cpu.features":
+        return features_said(then.get("features")) != guest.want.state.cpu_features
+    return then.get("model") != guest.spec.cpu.model

@@ -86,13 +86,13 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         accelerator=accelerator,
         machine=machine,
         max_vcpus=spec.cpu.maximum
-        if config is None or topology is not None or "cpu.maxVcpus" in owned
+        if config is None or topology is not None or spec.cpu.numa or "cpu.maxVcpus" in owned
         else max(spec.cpu.vcpus, config.max_vcpus),
         vcpus=spec.cpu.vcpus,
         cpu_model=_cpu_model(spec.cpu.model, accelerator, config, applied),
         topology=(topology.sockets, topology.cores, topology.threads) if topology else None,
         max_memory=spec.memory.maximum
-        if config is None or "memory.maxGuest" in owned
+        if config is None or spec.cpu.numa or "memory.maxGuest" in owned
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
         kernel=boot.kernel.path if boot else None,
@@ -120,6 +120,8 @@ def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str,
         "firmware": firmware.type if firmware else "bios",
         "secure_boot": firmware.secure_boot if firmware else False,
         "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
+        "cpu_features": tuple(sorted((item.name, item.policy) for item in spec.cpu.features)) or None,
+        "numa": tuple((cell.cpus, cell.memory) for cell in spec.cpu.numa) or None,
         "io_threads": spec.io_threads,
         "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
         "graphics": screen.type,
