@@ -30,6 +30,7 @@ from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds.virtual_machine import io_threads
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -37,7 +38,6 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
-    Forwarding,
     Host,
     Key,
     Ledger,
@@ -65,6 +65,7 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
+    user_backends=("slirp",),
 )
 
 

@@ -220,6 +220,7 @@ class Host:
             machines=capabilities.machines,
             machine_types=capabilities.machine_types,
             lacking=self._lacking,
+            user_backends=capabilities.user_backends,
             users=users,
             groups=groups,
             lacking_links=self._lacking_links,

@@ -18,6 +18,7 @@ from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.repair import repair
+from kvmd.host.rule_hold import held
 from kvmd.host.seeds import password_in
 from kvmd.settings import Libvirt
 
@@ -34,6 +35,8 @@ _SECTIONS = {
     "portgroup": libvirt.VIR_NETWORK_SECTION_PORTGROUP,
     "forward-interface": libvirt.VIR_NETWORK_SECTION_FORWARD_INTERFACE,
 }
+# The sections with which libvirt writes the firewall rules of the network anew (networkUpdate in bridge_driver.c).
+_REWRITES_RULES = ("dhcp-host", "dhcp-range", "forward-interface")
 _COMMANDS = {
     "add": libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
     "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
@@ -175,7 +178,10 @@ class LibvirtActs:
     def _update_network(self, operation: ops.NetworkUpdate) -> None:
         flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
         section, command = _SECTIONS[operation.section], _COMMANDS[operation.command]
-        self._network(operation.uuid).update(command, section, operation.parent_index, operation.xml, flags)
+        network = self._network(operation.uuid)
+        rewrites = operation.live and operation.section in _REWRITES_RULES
+        with held(network.bridgeName()) if rewrites else contextlib.nullcontext():
+            network.update(command, section, operation.parent_index, operation.xml, flags)
 
 
 def _start(network: Any) -> None:

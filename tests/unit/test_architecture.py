@@ -137,6 +137,18 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "VirtualMachine.cpu.features": {"name": "aes"},
     "VirtualMachine.cpu.numa": {"cpus": "0", "memory": "1Gi"},
+    "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
+    "Network.forward.nat.ports": {"start": 1, "end": 65535},
+    "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
+    "Network.dns.txt": {"name": "a", "value": "b"},
+    "Network.dns.srv": {"service": "ldap", "protocol": "tcp", "target": "a.example"},
+    "Network.bandwidth.inbound": {"average": 1},
+    "Network.bandwidth.outbound": {"average": 1},
+    "Network.portgroups": {"name": "slow"},
+    "Network.portgroups.bandwidth.inbound": {"average": 1},
+    "Network.portgroups.bandwidth.outbound": {"average": 1},
+    "Network.routes": {"to": "10.20.0.0/16", "via": "192.168.122.2"},
+    "Network.ips.dhcp.bootp": {"file": "pxelinux.0"},
     "Network.ips": {"address": "192.168.122.1/24"},
     "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
     "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
@@ -181,6 +193,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     },
     **{f"VirtualMachine.spec.interfaces.bandwidth.{way}.peak": {"burst": "512Ki"} for way in ("inbound", "outbound")},
     "Bridge.spec.addresses.static": {"from": "Static"},
+    "Network.spec.domain.localOnly": {"name": "lab.example"},
     "VirtualMachine.spec.disks.image": {"readOnly": True},
     "VirtualMachine.spec.disks.url": {"format": "raw"},
     "VirtualMachine.spec.disks.access": {"format": "raw", "url": "nbd://a.example"},
@@ -202,15 +215,37 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
         node[name] = [inner] if part.endswith("[]") else {**node.get(name, {}), **inner}
         node = node[name][0] if part.endswith("[]") else node[name]
     _fit(node, trail, parts[-1], spec)
+    _fit_tuning(trail, parts[-1], spec)
     node |= BESIDE.get(f"{kind}.{leaf.path.replace('[]', '')}", {})
     node[parts[-1]] = leaf.example
     return spec
+
+
+def _fit_tuning(trail: str, name: str, spec: dict[str, Any]) -> None:
+    """What a tuned leaf needs elsewhere."""
+    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
+        "VirtualMachine.interfaces",
+        "queues",
+    ):
+        spec["interfaces"][0].pop("user", None)
+        spec["interfaces"][0]["network"] = "default"
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
+    if trail == "VirtualMachine.cpu.features":
+        spec["cpu"]["model"] = "host-model"
+    if trail == "VirtualMachine.cpu.numa":
+        spec["memory"], spec["cpu"]["vcpus"] = ({"guest": "2Gi"}, 1) if name == "memory" else ({"guest": "1Gi"}, 2)
 
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
     """Take away what excludes the leaf, and add what it needs."""
     if trail == "Tap.port":
         spec["bridge"] = "br0"
+    if trail == "Network.routes":
+        spec["ips"] = [{"address": "192.168.122.1/24"}]
+    if trail == "Network.ips.dhcp.hosts" and name == "id":
+        node.pop("mac")
+        node["ip"], spec["ips"][0]["address"] = "fd00::3", "fd00::1/64"
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
@@ -221,14 +256,6 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         disk.pop("format", None)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
-    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
-        "VirtualMachine.interfaces",
-        "queues",
-    ):
-        spec["interfaces"][0].pop("user", None)
-        spec["interfaces"][0]["network"] = "default"
-    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
-        spec["ioThreads"] = 1
     if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
         node.clear()
         node["name"] = "root"
@@ -237,10 +264,6 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
             node.pop(other, None)
     if trail == "VirtualMachine.updatePolicy.window":
         spec["updatePolicy"]["restart"] = "Window"
-    if trail == "VirtualMachine.cpu.features":
-        spec["cpu"]["model"] = "host-model"
-    if trail == "VirtualMachine.cpu.numa":
-        spec["memory"], spec["cpu"]["vcpus"] = ({"guest": "2Gi"}, 1) if name == "memory" else ({"guest": "1Gi"}, 2)
     if trail == "VirtualMachine.cpu.topology":
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}

@@ -8,7 +8,16 @@ from kvmd import ops
 from kvmd.api.quantity import duration_seconds
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
-from kvmd.kinds.virtual_machine import ageing, direct, graphics, guest_agent, install, power, snapshots
+from kvmd.kinds.virtual_machine import (
+    ageing,
+    direct,
+    graphics,
+    guest_agent,
+    install,
+    power,
+    snapshots,
+    user_network,
+)
 from kvmd.kinds.virtual_machine.board import is_password_alone
 from kvmd.kinds.virtual_machine.definition import Definition, definition
 from kvmd.kinds.virtual_machine.describe import describe
@@ -156,7 +165,8 @@ def _told(guest: Guest) -> tuple[Condition, ...]:
     """What is said of it whatever is done."""
     fallback = guest.want.fallback
     said = (Condition(DEGRADED, True, "AcceleratorFallback", fallback),) if fallback else ()
-    return (*install.conditions(guest.spec, guest.domain, guest.ledger), *guest.origins.conditions, *said)
+    limits = user_network.told(guest.spec.interfaces)
+    return (*install.conditions(guest.spec, guest.domain, guest.ledger), *guest.origins.conditions, *said, *limits)
 
 
 def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: tuple[ops.Op, ...]) -> bool:

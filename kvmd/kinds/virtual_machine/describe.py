@@ -86,6 +86,9 @@ def _nic(nic: NicState) -> dict[str, Any]:
     if kind != "user":
         spec[kind] = name
         return spec
+    if name == "passt":
+        spec["user"] = {"backend": "passt"}
+        return spec
     ports = (item.split("/") for item in name.split(",") if item)
     forwards = [{"protocol": protocol, "host": int(host), "guest": int(guest)} for protocol, host, guest in ports]
     spec["user"] = {"portForward": forwards} if forwards else {}

@@ -114,7 +114,8 @@ def _attachment_get(root: Element) -> str:
             for forward in root.findall("portForward")
             for item in forward.findall("range")
         )
-        return f"user:{ports}"
+        backend = root.find("backend")
+        return f"user:{ports or ('' if backend is None else backend.get('type', ''))}"
     return kind
 
 
@@ -133,7 +134,7 @@ def _attachment_put(root: Element, attachment: str) -> None:
         ElementTree.SubElement(root, "target", {"dev": name, "managed": "no"})
     elif name:
         ElementTree.SubElement(root, "backend", {"type": "passt"})
-        for item in name.split(","):
+        for item in name.split(",") if name != "passt" else ():
             protocol, host, guest = item.split("/")
             forward = ElementTree.SubElement(root, "portForward", {"proto": protocol})
             ElementTree.SubElement(forward, "range", {"start": host, "to": guest})

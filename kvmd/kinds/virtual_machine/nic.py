@@ -21,11 +21,25 @@ class PortForward(SpecModel):
 
 
 class UserNetwork(SpecModel):
-    """User-mode networking: NAPT in the QEMU process; TCP and UDP only, nobody reaches the guest unasked."""
+    """User-mode networking: NAPT by QEMU or passt; TCP and UDP only, nobody reaches the guest unasked."""
 
-    port_forward: tuple[PortForward, ...] = branch(
-        (), about="Ports of the host that lead to the guest (needs passt)."
+    backend: Literal["auto", "slirp", "passt"] = leaf(
+        "auto",
+        about="slirp: within QEMU. passt: a process beside it, with portForward. auto: passt where portForward is "
+        "written, else slirp. Either way no ICMP (ping does not leave the guest), and nobody reaches the guest "
+        "but by portForward.",
+        example="passt",
+        update=Update.NEXT_BOOT,
     )
+    port_forward: tuple[PortForward, ...] = branch(
+        (), about="Ports of the host that lead to the guest; only passt can, not Debian 12's libvirt 9.0."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> UserNetwork:
+        if self.backend == "slirp" and self.port_forward:
+            raise ValueError("libvirt forwards no ports with slirp; write `backend: passt`, or take portForward out")
+        return self
 
 
 class Direct(SpecModel):
@@ -59,7 +73,7 @@ class Interface(SpecModel):
         None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
     )
     tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
-    user: UserNetwork | None = branch(None, about="User-mode networking.")
+    user: UserNetwork | None = branch(None, about="User-mode networking: no ICMP, no way in but portForward.")
     direct: Direct | None = branch(None, about="macvtap on a link of the host.")
     mac: Mac | None = leaf(
         None,

@@ -11,7 +11,7 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import bandwidth, direct
+from kvmd.kinds.virtual_machine import bandwidth, direct, user_network
 from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
@@ -25,9 +25,6 @@ from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
 from kvmd.plan.look import Look
 from kvmd.plan.model import Applied
-
-# <backend type='passt'/>: in libvirt since 9.0, but Debian 12 builds it without (define fails with code 27).
-PASST_SINCE = 9_001_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +237,4 @@ def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
         return f"{nic.attachment}:{look.key(target).name}"
     if nic.direct is not None:
         return direct.attachment_of(nic, ref, look)
-    assert nic.user is not None
-    if nic.user.port_forward and look.host().libvirt_version < PASST_SINCE:
-        raise Unsupported(
-            f"{ref}: interface {nic.name} asks for portForward, which needs passt in libvirt 9.1 or newer",
-            hint="take portForward out, or attach the NIC to a Network",
-        )
-    ports = ",".join(f"{item.protocol}/{item.host}/{item.guest}" for item in nic.user.port_forward)
-    return f"user:{ports}"
+    return user_network.attachment_of(nic, ref, look)
