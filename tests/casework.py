@@ -164,6 +164,7 @@ class Situation:
         self.machine.facts[HOST] = replace(self.machine.host, **host)
         for resource in (*before.values(), *self.resources.values()):
             self.machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+            self.machine.add_folders(resource.spec)
         uplinks = {uplink.name for r in before.values() for uplink in getattr(r.spec, "uplinks", ())}
         uplinks |= {r.spec.parent for r in before.values() if getattr(r.spec, "parent", None)}
         uplinks |= {

@@ -16,7 +16,6 @@ from typing import Any
 from hypothesis import strategies as st
 from simulator import Machine
 
-from kvmd.api.quantity import parse_quantity
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Key, Link, Pool, Secret
@@ -219,12 +218,28 @@ def volume(number: int, chance: Chance, names: Names) -> Document:
     return document("Volume", f"volume{number}", spec)
 
 
+def _shared(number: int, chance: Chance) -> dict[str, Any]:
+    """What a machine has of its host: folders and devices."""
+    share = {"path": f"/srv/share{number}"} | chance.fields(
+        tag=("work", None), type=("virtiofs", "9p"), readOnly=(True, False)
+    )
+    if share.get("type") != "9p":
+        share.pop("readOnly", None)  # libvirt 9 refuses it
+    devices = [{"pci": f"0000:{number % 200:02x}:00.0"}, {"usb": f"046d:{number:04x}"}]
+    return chance.fields(
+        filesystems=[[{"name": "data"} | share], []],
+        hostDevices=[[{"name": "gift"} | device] for device in devices],
+    )
+
+
 def machine(number: int, chance: Chance, names: Names) -> Document:
     """A virtual machine; over many of them every field is written."""
     orders = itertools.count(1)
     kind = chance.choice(("q35", "pc", "pc-q35-7.2"))
     memory = {"guest": chance.choice(("256Mi", "512Mi", "1Gi"))}
-    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",), hugepages=({"size": "2Mi"}, None))
+    memory |= chance.fields(
+        maxGuest=("1Gi", "2Gi"), hotplug=("Balloon", "VirtioMem", "Dimm"), hugepages=({"size": "2Mi"}, None)
+    )
     boots: list[Any] = [
         None,
         {"kernel": {"path": "/boot/vmlinuz"}},
@@ -256,11 +271,6 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         cloudInit=[_cloud_init(chance)],
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
-    if chance.random() < 0.25:
-        cpu, most = spec.setdefault("cpu", {}), memory.get("maxGuest", memory["guest"])
-        last = cpu.get("maxVcpus", cpu.get("vcpus", 1)) - 1
-        halves = [{"cpus": "0", "memory": "128Mi"}, {"cpus": f"1-{last}", "memory": parse_quantity(most) - 2**27}]
-        cpu["numa"] = halves if last else [{"cpus": "0", "memory": most}]
     spec["disks"] = list(_disks(f"vm{number}", spec, chance, orders))
     _use_objects(spec, chance, names)
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
@@ -289,6 +299,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
     spec |= {"devices": devices} if devices else {}
+    spec |= _shared(number, chance)
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
@@ -439,6 +450,7 @@ def furnish(machine: Machine, resource: Resource) -> None:
     """Put there the files and secrets that a spec names."""
     controller = CONTROLLERS[resource.ref.kind]
     machine.add_files(controller.files(resource.spec))
+    machine.add_folders(resource.spec)
     for name in controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ():
         machine.facts[Key("secret", name)] = Secret(name, digest="0", password="word")
 

@@ -12,6 +12,7 @@ readonly full=(
     iproute2 iptables iputils-ping procps strace git python3-bcrypt
     nftables passt qemu-block-extra vsftpd tgt openssh-server openssh-client openssl ovmf swtpm swtpm-tools
 )
+readonly newer=(virtiofsd qemu-system-modules-spice) # from Debian 13 on; before that parts of QEMU's own packages
 readonly rooted='root or libvirt or guest'
 # Two at a time: much of a test is waiting. The tests of a file share a libvirtd, so they stay together.
 readonly workers=(-n "${KVMD_TEST_WORKERS:-2}" --dist loadfile)
@@ -46,6 +47,7 @@ missing_packages() { # missing_packages PACKAGE...: those that are not installed
 install_packages() {
     local wanted=("${base[@]}") missing
     [[ -n "$quick" ]] || wanted+=("${full[@]}")
+    [[ -n "$quick" ]] || (($(sed -n 's/^VERSION_ID="\?\([0-9]*\).*/\1/p' /etc/os-release) < 13)) || wanted+=("${newer[@]}")
     mapfile -t missing < <(missing_packages "${wanted[@]}")
     ((${#missing[@]})) || return 0
     say "Debian packages that the tests need and this machine lacks: ${missing[*]}"

@@ -18,6 +18,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import memory_simulator
 import snapshot_simulator
 import storage_simulator
 
@@ -199,6 +200,11 @@ class Machine:
         for path in paths:
             self._put(Key("file", path), File(path, "regular", 1, path))
 
+    def add_folders(self, spec: Any) -> None:
+        """Let the folders that a machine shares be there."""
+        for share in getattr(spec, "filesystems", ()):
+            self._put(Key("file", share.path), File(share.path, "directory", 1, share.path))
+
     # -------------------------------------------------------------------------------------------- acting
 
     def execute(self, operation: ops.Op) -> None:
@@ -283,6 +289,8 @@ class Machine:
                     now < count <= int(vcpu.text or 0), f"vcpus cannot go from {now} to {count} in a running guest"
                 )
                 vcpu.set("current", str(count))
+            case ops.DomainSetMemory(xml=xml) if xml:
+                memory_simulator.request(root, xml)
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")
                 reach(root, "currentMemory").text = str(size // 1024)
@@ -299,12 +307,14 @@ class Machine:
                 bus = "" if target is None else target.get("bus", "")
                 _demand(bus not in ("sata", "ide"), f"{bus} does not hot-plug")
                 self._plug(device)
+                memory_simulator.plug(root, device)
                 reach(root, "devices").append(device)
             case ops.DomainDetach(alias=alias, xml=xml):
                 device = _same_device(root, parse(xml)) if xml else _device(root, alias)
                 _demand(device is not None, f"{alias} is not plugged in")
                 assert device is not None
                 self._unplug(device)
+                memory_simulator.plug(root, device, -1)
                 reach(root, "devices").remove(device)
             case ops.DomainUpdateDevice(xml=xml):
                 wanted = parse(xml)
@@ -363,6 +373,7 @@ class Machine:
             fact = self.facts.get(Key("file", path))
             there = isinstance(fact, File) and fact.kind in ("regular", "block")
             _demand(there or path in storage_simulator.paths(self.facts), f"{name}: no file {path}")
+        memory_simulator.start(root)
         numbers = itertools.count()
         for device in root.findall("devices/*"):
             if device.tag == "interface":
@@ -823,6 +834,7 @@ def _sources(root: Element) -> list[str]:
 def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     """What libvirt makes of a definition: defaults written out, empty values dropped, nonsense refused."""
     root.attrib.pop("id", None)
+    memory_simulator.complete(root)
     memory = reach(root, "memory")
     maximum = (size("memory").get(root) or 0) // 1024
     _demand(maximum > 0, "no memory")
@@ -875,7 +887,7 @@ def _complete_threads(root: Element) -> None:
 def _complete_devices(root: Element, q35: bool) -> None:
     targets = [item.get("dev") for item in root.findall("devices/disk/target")]
     _demand(len(targets) == len(set(targets)), f"target duplicated: {targets}")
-    tags = ("disk", "interface", "serial")
+    tags = ("disk", "interface", "serial", "memory", "filesystem", "hostdev")
     aliases = [item.get("name", "") for tag in tags for item in root.findall(f"devices/{tag}/alias")]
     owned = [name for name in aliases if name.startswith("ua-")]
     _demand(len(owned) == len(set(owned)), f"alias duplicated: {owned}")
@@ -886,6 +898,10 @@ def _complete_devices(root: Element, q35: bool) -> None:
         driver.set("type", driver.get("type", "raw"))
         if disk.find("serial") is not None and not disk.findtext("serial"):
             cut(disk, "serial")
+    shares = root.findall("devices/filesystem")
+    if any(reach(copy.deepcopy(share), "driver").get("type") == "virtiofs" for share in shares):
+        shared = root.find("memoryBacking/access[@mode='shared']")
+        _demand(shared is not None, "virtiofs requires shared memory")
     for nic in root.findall("devices/interface"):
         mac = reach(nic, "mac")
         mac.set("address", mac.get("address") or f"52:54:00:{uuids.uuid4().hex[:6]}")
@@ -908,7 +924,7 @@ class Loop:
     """Plan, act, look again: what the engine does, without threads and clocks. *now* passes by a second a round."""
 
     def __init__(self, machine: Machine, rules: Rules | None = None, now: float = 1000.0) -> None:
-        self.machine, self.rules, self.now = machine, rules or Rules(), now
+        self.machine, self.rules, self.now = machine, rules or Rules(host_devices=("*",)), now
         self.memory = Remembering(Backoff(jitter=0.0))
         self.planner = Planner(CONTROLLERS, self.rules)
         self.applied: dict[Ref, Applied] = {}

@@ -283,6 +283,7 @@ def rules_of(settings: Settings) -> Rules:
         accelerator=settings.defaults.accelerator,
         allowed_paths=settings.policy.allowed_paths,
         uplinks=settings.policy.uplinks,
+        host_devices=settings.policy.host_devices,
         images=os.path.join(settings.paths.state, "images"),
         seeds=os.path.join(settings.paths.state, "seeds"),
         memory_reserve=settings.admission.memory_reserve,

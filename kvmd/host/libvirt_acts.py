@@ -12,7 +12,7 @@ import libvirt
 
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
-from kvmd.errors import Refused, Retry, Stale
+from kvmd.errors import Refused, Stale
 from kvmd.host import power_button, snapshot_acts
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
@@ -142,6 +142,8 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(xml=xml) if xml:
+                domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
             case ops.DomainSetIoTune(target=target, limits=limits):
@@ -267,5 +269,5 @@ def _detach(domain: Any, alias: str, xml: str) -> None:
         if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
             return
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            raise Retry(f"the guest {domain.name()} has not let go of {alias} yet") from None
+            return  # it was asked before and has not answered yet: the next look decides
         raise

@@ -226,6 +226,19 @@ def firewall_tool() -> Check:
     return Check("firewall-tool", "warn", "neither nft nor iptables", why, "apt-get install nftables iptables")
 
 
+def iommu() -> Check:
+    """Whether devices of the host can be given to guests."""
+    why = "PCI devices of the host (hostDevices) need it"
+    try:
+        groups = len(os.listdir("/sys/kernel/iommu_groups"))
+    except OSError:
+        groups = 0
+    if groups:
+        return Check("iommu", "ok", f"{groups} groups of devices", why)
+    fix = "switch VT-d or AMD-Vi on in the firmware setup; with Intel boot with intel_iommu=on"
+    return Check("iommu", "info", "off, or this machine has none", why, fix)
+
+
 def apparmor() -> Check:
     """Whether AppArmor confines QEMU, as information."""
     enabled = read_text("/sys/module/apparmor/parameters/enabled") == "Y"

@@ -86,10 +86,11 @@ class DomainSetVcpus(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainSetMemory(Op):
-    """Move the balloon of a running guest; *size* in bytes."""
+    """Move the balloon of a running guest, or where it has a device for that make it what *xml* says; bytes."""
 
     uuid: str
     size: int
+    xml: str = field(default="", repr=False)
     verb: ClassVar[str] = "set live memory of domain"
 
     def describe(self) -> str:

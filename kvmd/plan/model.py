@@ -285,6 +285,7 @@ class Rules:
     accelerator: str = "auto"
     allowed_paths: tuple[str, ...] = ("/",)
     uplinks: str | tuple[str, ...] = "*"
+    host_devices: tuple[str, ...] = ()  # pci:0000:01:00.0, usb:046d:c52b, or patterns of them
     images: str = "/var/lib/kvmd/images"  # the image store
     seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init
     memory_reserve: int | None = 0  # bytes that no guest is promised; None: any guest may start

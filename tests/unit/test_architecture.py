@@ -122,6 +122,8 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"guest": "1Gi"}},
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
+    "VirtualMachine.filesystems": {"name": "data", "path": "/srv/data"},
+    "VirtualMachine.hostDevices": {"name": "gpu", "pci": "0000:01:00.0"},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
     "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
     "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
@@ -136,7 +138,6 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "VirtualMachine.cpu.features": {"name": "aes"},
-    "VirtualMachine.cpu.numa": {"cpus": "0", "memory": "1Gi"},
     "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
     "Network.forward.nat.ports": {"start": 1, "end": 65535},
     "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
@@ -171,6 +172,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
 EXCLUSIVE = {
     "Image.source": ("url", "path"),
     "Image.checksumFrom": ("url", "path"),
+    "VirtualMachine.hostDevices": ("pci", "usb"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
@@ -233,8 +235,6 @@ def _fit_tuning(trail: str, name: str, spec: dict[str, Any]) -> None:
         spec["ioThreads"] = 1
     if trail == "VirtualMachine.cpu.features":
         spec["cpu"]["model"] = "host-model"
-    if trail == "VirtualMachine.cpu.numa":
-        spec["memory"], spec["cpu"]["vcpus"] = ({"guest": "2Gi"}, 1) if name == "memory" else ({"guest": "1Gi"}, 2)
 
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
@@ -289,7 +289,8 @@ def test_metadata_is_declared_whole() -> None:
 
 def states() -> list[tuple[ModuleType, type]]:
     """Every dataclass with fields that stand in XML."""
-    names = ["kvmd.kinds.network", "kvmd.kinds.virtual_machine.domain"]
+    names = ["kvmd.kinds.network"]
+    names += [f"kvmd.kinds.virtual_machine.{name}" for name in ("domain", "filesystems", "host_devices")]
     found = []
     for module in map(import_module, names):
         for value in vars(module).values():

@@ -13,6 +13,7 @@ from kvmd.kinds.virtual_machine import (
     direct,
     graphics,
     guest_agent,
+    host_devices,
     install,
     power,
     snapshots,
@@ -69,6 +70,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
     found += [Claim("disk", disk.url) for disk in spec.disks if disk.url and not disk.read_only]
     found += [Claim("disk", f"Volume/{disk.volume}") for disk in spec.disks if disk.volume and not disk.read_only]
+    found += [Claim("host device", device.id) for device in spec.host_devices]
     found += [Claim("disk", serial.file) for serial in spec.serials if serial.file]  # a start truncates it
     for nic in spec.interfaces:
         found += [Claim("tap", nic.tap)] if nic.tap else []
@@ -135,7 +137,9 @@ class _Acts:
 def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
     spec, domain = guest.spec, guest.domain
     absent = absent_files(spec, look)
-    aged = ageing.conditions(spec, domain, guest.want.state.machine, look)
+    running = domain is not None and domain.active
+    passed = host_devices.conditions(spec.host_devices, running, look)
+    aged = (*ageing.conditions(spec, domain, guest.want.state.machine, look), *passed)
     able = guest.origins.startable and not any(item.reason != "MachineDeprecated" for item in aged)
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = not absent and able and _stands(spec, look)
@@ -177,6 +181,7 @@ def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: t
         or install.is_over(guest.spec, guest.installing, changes)
         or _own_start(guest.resource, guest.domain, operations)
         or is_password_alone(changes)
+        or all(isinstance(item, ops.DomainDetach) for item in operations)  # asked again, until the guest lets go
     )
 
 
@@ -193,9 +198,9 @@ def secrets(spec: Spec) -> tuple[str, ...]:
 
 
 def boot(spec: Spec) -> Boot:
-    """What its start waits for: memory (all that its balloon may give back), turn and dependencies."""
+    """What its start waits for: memory, turn and dependencies."""
     awaits = tuple((dependency.target, dependency.condition) for dependency in spec.depends_on)
-    return Boot(spec.memory.maximum, spec.startup.order, awaits, spec.startup.delay_seconds)
+    return Boot(spec.memory.promised, spec.startup.order, awaits, spec.startup.delay_seconds)
 
 
 def window(spec: Spec) -> Window | None:

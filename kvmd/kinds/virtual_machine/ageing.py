@@ -7,13 +7,18 @@ from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.look import Look
 
-_PACKAGES = {"swtpm": "swtpm swtpm-tools", "ovmf": "ovmf"}
+_PACKAGES = {
+    "swtpm": "swtpm swtpm-tools",
+    "ovmf": "ovmf",
+    "virtiofsd": "virtiofsd (Debian 12: qemu-system-common)",
+}
 
 
 def lacking(spec: Spec, look: Look) -> tuple[str, ...]:
     """What it needs beside QEMU and this host has not."""
     needed = {
         "swtpm": spec.devices.tpm is not None,
+        "virtiofsd": any(share.type == "virtiofs" for share in spec.filesystems),
         "ovmf": spec.firmware is not None and spec.firmware.type == "efi",
     }
     return tuple(name for name in look.host().lacking if needed.get(name))

@@ -18,7 +18,7 @@ from kvmd.kinds.virtual_machine import firmware as uefi
 from kvmd.kinds.virtual_machine import graphics as screen
 from kvmd.kinds.virtual_machine import processor
 from kvmd.kinds.virtual_machine.io_threads import IO_THREADS
-from kvmd.plan.difference import Change, Leave, at, is_owned
+from kvmd.plan.difference import Change, at, is_owned
 from kvmd.xmlmap import Element, Place
 
 
@@ -127,7 +127,6 @@ class Board:
     secure_boot: bool | None = field(default=False, metadata=at("firmware.secureBoot", xml=uefi.SECURE_BOOT))
     nvram: str = ""  # where its NVRAM file is made; never compared
     cpu_features: processor.Features | None = field(default=None, metadata=at("cpu.features", xml=processor.FEATURES))
-    numa: processor.Cells | Leave | None = field(default=None, metadata=at("cpu.numa", xml=processor.CELLS))
     io_threads: int | None = field(default=None, metadata=at("ioThreads", xml=IO_THREADS))
     huge_pages: int | None = field(
         default=None, metadata=at("memory.hugepages.size", xml=Place(_pages_get, _pages_put))

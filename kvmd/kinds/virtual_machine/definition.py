@@ -36,7 +36,7 @@ def definition(guest: Guest, look: Look) -> Definition:
     is_marked = domain.mark is not None and domain.mark.says_the_same_as(mark) and before is not None
     operations: list[ops.Op] = []
     if changes or not is_marked or not domain.persistent:
-        xml = document.overlay(domain.config, state, changes, guest.known, mark)
+        xml = document.overlay(domain.config, state, changes, guest.known, mark, domain.live)
         operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, secrets=state.secrets))
     if domain.autostart:
         operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))

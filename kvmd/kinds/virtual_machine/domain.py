@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.api.quantity import MEBIBYTE
-from kvmd.kinds.virtual_machine import remote
+from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
 from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
 from kvmd.kinds.virtual_machine.io_tune import IoTuneState
+from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
 
@@ -176,7 +176,7 @@ def _cpu_get(root: Element) -> str | None:
 
 
 def _cpu_put(root: Element, model: str | None) -> None:
-    """Topology and cells are the machine's; features are beside a model, and without one libvirt refuses them."""
+    """Topology and NUMA cells stay; features are beside a model, and without one libvirt refuses them."""
     before = root.find("cpu")
     stays = ("topology", "numa", *(("feature",) if model is not None else ()))
     kept = [] if before is None else [item for item in before if item.tag in stays]
@@ -223,17 +223,7 @@ def _max_vcpus_put(root: Element, count: int) -> None:
     element = xmlmap.reach(root, "vcpu")
     element.text = str(count)
     element.set("current", str(min(now, count)))
-
-
-def _memory(path: str) -> Place:
-    """libvirt rounds memory up to whole MiB when it starts QEMU (qemuDomainAlignMemorySizes), so less is the same."""
-    place = xmlmap.size(path)
-
-    def get(root: Element) -> int | None:
-        size = place.get(root)
-        return None if size is None else -(-size // MEBIBYTE) * MEBIBYTE
-
-    return Place(get, place.put)
+    cover(root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +240,9 @@ class State(Board):
     topology: tuple[int, int, int] | None = field(
         metadata=at("cpu.topology", xml=Place(_topology_get, _topology_put))
     )
-    max_memory: int = field(metadata=at("memory.maxGuest", xml=_memory("memory")))
-    memory: int = field(metadata=at("memory.guest", xml=_memory("currentMemory")))
+    max_memory: int = field(metadata=at("memory.maxGuest", xml=MAXIMUM))
+    memory: int = field(metadata=at("memory.guest", xml=GUEST))
+    hotplug: str = field(metadata=at("memory.hotplug", xml=MODE))
     kernel: str | None = field(metadata=at("kernelBoot.kernel.path", xml=xmlmap.text("os/kernel")))
     initrd: str | None = field(metadata=at("kernelBoot.initrd.path", xml=xmlmap.text("os/initrd")))
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))
@@ -259,6 +250,8 @@ class State(Board):
     guest_agent: bool = field(metadata=at("devices.guestAgent", xml=AGENT))
     disks: tuple[DiskState, ...] = field(metadata=at("disks", keyed=True))
     interfaces: tuple[NicState, ...] = field(metadata=at("interfaces", keyed=True))
+    shares: tuple[filesystems.FilesystemState, ...] = field(metadata=at("filesystems", keyed=True))
+    passed: tuple[host_devices.HostDeviceState, ...] = field(metadata=at("hostDevices", keyed=True))
     serials: tuple[SerialState, ...] = field(metadata=at("devices.serial", keyed=True))
 
 
@@ -273,6 +266,8 @@ class Known:
     nics: dict[str, str] = field(default_factory=dict)  # MAC -> name
     serials: tuple[str, ...] = ()
     trays: tuple[str, ...] = ()  # names of CD-ROMs, in order
+    shares: dict[str, str] = field(default_factory=dict)  # tag -> name
+    passed: dict[str, str] = field(default_factory=dict)  # address or vendor and product -> name
 
 
 def read(root: Element, known: Known) -> State:
@@ -287,6 +282,14 @@ def read(root: Element, known: Known) -> State:
         interfaces=tuple(
             xmlmap.read(NicState, element, name=name, target=_target(element))
             for name, element in nic_elements(root, known)
+        ),
+        shares=tuple(
+            xmlmap.read(filesystems.FilesystemState, element, name=name)
+            for name, element in filesystems.elements(root, known.shares)
+        ),
+        passed=tuple(
+            xmlmap.read(host_devices.HostDeviceState, element, name=name)
+            for name, element in host_devices.elements(root, known.passed)
         ),
         serials=tuple(xmlmap.read(SerialState, element, name=name) for name, element in serial_elements(root, known)),
     )

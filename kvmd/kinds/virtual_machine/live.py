@@ -12,12 +12,13 @@ from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
-from kvmd.kinds.virtual_machine import tuning
+from kvmd.kinds.virtual_machine import memory, tuning
 from kvmd.kinds.virtual_machine.board import hidden
 from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
 from kvmd.kinds.virtual_machine.install import TRAY
+from kvmd.kinds.virtual_machine.memory import BALLOON
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.plan.model import ObjectMemory
@@ -52,17 +53,17 @@ class Balloon(NamedTuple):
     note: str = ""
 
 
-def balloon(states: tuple[State, State, State], memory: ObjectMemory, noted: str, now: float) -> Balloon:
+def balloon(states: tuple[State, State, State], known: ObjectMemory, noted: str, now: float) -> Balloon:
     """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
     live, config, want = states
-    if live.memory == want.memory or config.memory != want.memory:
+    if live.memory == want.memory or config.memory != want.memory or live.hotplug != BALLOON:
         return Balloon()
-    if memory.balloon_until is not None and now < memory.balloon_until:
-        return Balloon(wait_until=memory.balloon_until)
+    if known.balloon_until is not None and now < known.balloon_until:
+        return Balloon(wait_until=known.balloon_until)
     asked = f"{want.memory} of {live.memory}"
     if noted == asked:
         return Balloon(unanswered=True)
-    return Balloon(unanswered=True, note=asked) if memory.fruitless >= BALLOON_TRIES else Balloon()
+    return Balloon(unanswered=True, note=asked) if known.fruitless >= BALLOON_TRIES else Balloon()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,7 @@ def _vcpus(running: _Running) -> ops.Op | None:
 
 
 def _memory(running: _Running) -> ops.Op | None:
-    size = running.want.memory
-    if size <= running.live.max_memory and running.live.balloon != "none":
-        return ops.DomainSetMemory(running.domain.name, running.domain.uuid, size)
-    return None
+    return memory.live_change(running.domain, running.root, running.want.memory)
 
 
 def _password(running: _Running) -> ops.Op | None:

@@ -47,8 +47,6 @@ def _lists_serials(paths: frozenset[str]) -> bool:
 def _implied(change: Change, spec: Any) -> tuple[str, ...]:
     """Leaves that nobody wrote and that must follow one that somebody wrote, or libvirt refuses the whole."""
     assert isinstance(spec, Spec)
-    if change.path in ("cpu.maxVcpus", "memory.maxGuest") and spec.cpu.numa:
-        return ("cpu.maxVcpus", "cpu.topology", "memory.maxGuest")  # libvirt puts the rest into the first cell
     asked = {"cpu.maxVcpus": spec.cpu.vcpus, "memory.maxGuest": spec.memory.guest}.get(change.path)
     if asked is not None and asked > change.before:
         return (change.path, "cpu.topology") if change.path == "cpu.maxVcpus" else (change.path,)

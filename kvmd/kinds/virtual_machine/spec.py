@@ -14,12 +14,15 @@ from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.filesystems import Filesystem
 from kvmd.kinds.virtual_machine.firmware import Firmware
 from kvmd.kinds.virtual_machine.graphics import Graphics, Video
+from kvmd.kinds.virtual_machine.host_devices import HostDevice
 from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
+from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
-from kvmd.kinds.virtual_machine.processor import Cell, Feature, refuse_odd_cells
+from kvmd.kinds.virtual_machine.processor import Feature
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.shutdown import Shutdown
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
@@ -70,7 +73,6 @@ class Cpu(SpecModel):
     features: tuple[Feature, ...] = branch(
         (), about="Features beside those of the model, which must be named; null and default are those of the model."
     )
-    numa: tuple[Cell, ...] = branch((), about="NUMA cells that the guest sees; default none.")
 
     @property
     def maximum(self) -> int:
@@ -99,13 +101,19 @@ class GuestMemory(SpecModel):
     guest: Memory = leaf(
         about="Memory that the guest has now, in whole MiB.",
         example="2Gi",
-        unless="NextBoot above the maximum, or without a balloon",
+        unless="NextBoot above the maximum, without a balloon, and with hotplug VirtioMem or Dimm below what it was "
+        "booted with",
     )
     max_guest: Memory | None = leaf(
         None, about="How much guest may grow to; default guest.", example="8Gi", update=Update.NEXT_BOOT
     )
-    hotplug: Literal["Balloon"] = leaf(
-        "Balloon", about="How memory grows in a running guest.", example="Balloon", update=Update.NEXT_BOOT
+    hotplug: Literal["Balloon", "VirtioMem", "Dimm"] = leaf(
+        "Balloon",
+        about="How memory grows in a running guest. Balloon: it is booted with maxGuest and gives back what guest is "
+        "less. VirtioMem: a device plugs more or less, in steps of 2Mi. Dimm: DIMMs of multiples of 128Mi are "
+        "plugged in; guests seldom let go of one again.",
+        example="VirtioMem",
+        update=Update.NEXT_BOOT,
     )
     hugepages: HugePages | None = branch(None, about="Huge pages of the host; default ordinary ones.")
 
@@ -118,7 +126,13 @@ class GuestMemory(SpecModel):
     def _agree(self) -> GuestMemory:
         if self.guest > self.maximum:
             raise ValueError("guest is above maxGuest")
+        refuse_odd(self.hotplug, self.guest, self.maximum, self.hugepages.size if self.hugepages else None)
         return self
+
+    @property
+    def promised(self) -> int:
+        """What the host must have for it: a balloon may give all of it back."""
+        return self.maximum if self.hotplug == "Balloon" else self.guest
 
 
 class Serial(SpecModel):
@@ -209,6 +223,8 @@ class Spec(SpecModel):
     )
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
+    filesystems: tuple[Filesystem, ...] = branch((), about="Folders of the host that the guest mounts.")
+    host_devices: tuple[HostDevice, ...] = branch((), about="Devices of the host that the guest has to itself.")
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
     devices: Devices = branch(factory=Devices, about="Other devices.")
     shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
@@ -238,6 +254,10 @@ class Spec(SpecModel):
                 f"with runStrategy {self.run_strategy} it would be left off after its install; write Always or Manual"
             )
         _distinct((interface.name for interface in self.interfaces), "interfaces")
+        _distinct((share.name for share in self.filesystems), "filesystems")
+        _once((share.tag or share.name for share in self.filesystems), "the tag")
+        _distinct((device.name for device in self.host_devices), "hostDevices")
+        _once((device.id for device in self.host_devices), "the host device")
         orders = [order for item in self.disks if (order := item.boot_order) is not None]
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
         if len(orders) != len(set(orders)):
@@ -268,7 +288,6 @@ class Spec(SpecModel):
 
     @model_validator(mode="after")
     def _agree_on_parts(self) -> Spec:
-        refuse_odd_cells(self.cpu.numa, self.cpu.maximum, self.memory.maximum)
         for disk in self.disks:
             if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
                 raise ValueError(

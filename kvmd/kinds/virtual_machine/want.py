@@ -11,7 +11,7 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import bandwidth, direct, user_network
+from kvmd.kinds.virtual_machine import bandwidth, direct, filesystems, host_devices, user_network
 from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
@@ -47,6 +47,8 @@ def known_devices(resource: Resource, spec: Spec, look: Look) -> Known:
         disks={disk.path: disk.name for disk in spec.disks if disk.path},
         nics=nics,
         serials=tuple(serial.name for serial in spec.serials),
+        shares={share.tag or share.name: share.name for share in spec.filesystems},
+        passed={device.pci or device.usb or "": device.name for device in spec.host_devices},
         trays=tuple(disk.name for disk in spec.disks if disk.device == "cdrom"),
     )
 
@@ -83,15 +85,16 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         accelerator=accelerator,
         machine=machine,
         max_vcpus=spec.cpu.maximum
-        if config is None or topology is not None or spec.cpu.numa or "cpu.maxVcpus" in owned
+        if config is None or topology is not None or "cpu.maxVcpus" in owned
         else max(spec.cpu.vcpus, config.max_vcpus),
         vcpus=spec.cpu.vcpus,
         cpu_model=_cpu_model(spec.cpu.model, accelerator, config, applied),
         topology=(topology.sockets, topology.cores, topology.threads) if topology else None,
         max_memory=spec.memory.maximum
-        if config is None or spec.cpu.numa or "memory.maxGuest" in owned
+        if config is None or "memory.maxGuest" in owned
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
+        hotplug=spec.memory.hotplug,
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
@@ -99,6 +102,8 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         guest_agent=spec.devices.guest_agent,
         disks=_disks(spec.disks, config, domain),
         interfaces=interfaces,
+        shares=filesystems.states_of(spec.filesystems),
+        passed=host_devices.states_of(spec.host_devices),
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
     )
     fallback = ""
@@ -118,7 +123,6 @@ def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str,
         "secure_boot": firmware.secure_boot if firmware else False,
         "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
         "cpu_features": tuple(sorted((item.name, item.policy) for item in spec.cpu.features)) or None,
-        "numa": tuple((cell.cpus, cell.memory) for cell in spec.cpu.numa) or None,
         "io_threads": spec.io_threads,
         "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
         "graphics": screen.type,
