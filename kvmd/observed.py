@@ -242,11 +242,15 @@ class Holders:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A download or copy under way; *total* is 0 where nobody knows it. Bytes."""
+    """A download, a copy or a question to a server that is under way, or the *problem* that ended it. Bytes."""
 
     name: str
     done: int = 0
-    total: int = 0
+    total: int = 0  # 0: nobody knows
+    problem: str = ""
+    attempts: int = 0  # that failed
+    again_at: float = 0.0  # monotonic seconds: not to be tried before
+    final: bool = False  # time alone mends nothing
 
 
 @dataclass(frozen=True, slots=True)

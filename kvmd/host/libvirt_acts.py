@@ -13,13 +13,14 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Stale
-from kvmd.host import power_button, snapshot_acts
+from kvmd.host import hot_plug, power_button, snapshot_acts
+from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held
-from kvmd.host.seeds import password_in
+from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -79,6 +80,10 @@ class LibvirtActs:
                 self._connection = None
             raise
 
+    def another(self) -> LibvirtActs:
+        """The hand of another thread."""
+        return LibvirtActs(self._settings, self._recorder)
+
     def close(self) -> None:
         """Drop the connection."""
         connection, self._connection = self._connection, None
@@ -117,7 +122,8 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                _unless_done(domain.create)
+                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                    _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
@@ -156,11 +162,12 @@ class LibvirtActs:
             case ops.DomainSetBalloonPeriod(seconds=seconds):
                 domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
-                domain.attachDeviceFlags(_defined_device(domain, alias), LIVE)
+                hot_plug.attach(domain, alias)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
-                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
+                with lent(self._connection, xml):
+                    domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
             case ops.DomainSetOnReboot(action=action):
                 domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
             case _:
@@ -245,17 +252,6 @@ def _undefine(domain: Any, nvram: bool) -> None:
     flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
-
-
-def _defined_device(domain: Any, alias: str) -> str:
-    """The element that the definition holds under an alias: attached as it is, it gets the same address."""
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    root = ElementTree.fromstring(domain.XMLDesc(flags))
-    for device in root.findall("devices/*"):
-        found = device.find("alias")
-        if found is not None and found.get("name") == alias:
-            return ElementTree.tostring(device, encoding="unicode")
-    raise Stale(f"the definition of {domain.name()} no longer has a device {alias}")
 
 
 def _detach(domain: Any, alias: str, xml: str) -> None:

@@ -60,9 +60,11 @@ from kvmd.ops.snapshot import (
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
+    NOBODY,
     ImageFetch,
     ImageMark,
     ImageRemove,
+    Login,
     PoolDefine,
     PoolMark,
     PoolSetAutostart,
@@ -79,6 +81,7 @@ from kvmd.ops.storage import (
 )
 
 __all__ = [
+    "NOBODY",
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
@@ -110,6 +113,7 @@ __all__ = [
     "LinkDelete",
     "LinkOp",
     "LinkSet",
+    "Login",
     "NetworkDefine",
     "NetworkRepair",
     "NetworkRestart",

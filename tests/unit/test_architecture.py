@@ -180,6 +180,8 @@ EXCLUSIVE = {
     "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
+# The parts of a login; a URL of https knows them all.
+LOGINS = ("authFrom", "cookiesFrom", "tls")
 # What an example needs beside it to make sense.
 BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
@@ -231,8 +233,6 @@ def _fit_tuning(trail: str, name: str, spec: dict[str, Any]) -> None:
     ):
         spec["interfaces"][0].pop("user", None)
         spec["interfaces"][0]["network"] = "default"
-    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
-        spec["ioThreads"] = 1
     if trail == "VirtualMachine.cpu.features":
         spec["cpu"]["model"] = "host-model"
 
@@ -249,16 +249,10 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
-    if trail == "VirtualMachine.disks.media" or (trail == "VirtualMachine.disks" and name == "device"):
-        disk = spec["disks"][0]
-        disk["device"] = "cdrom"
-        disk.pop("path", None)
-        disk.pop("format", None)
+    if trail.startswith("VirtualMachine.disks"):
+        _fit_disk(node, trail, name, spec)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
-    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
-        node.clear()
-        node["name"] = "root"
     if name in EXCLUSIVE.get(trail, ()):
         for other in EXCLUSIVE[trail]:
             node.pop(other, None)
@@ -268,6 +262,32 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}
         node |= {key: value for key, value in topology.items() if key != name}
+
+
+def _fit_disk(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
+    """The same for a leaf of a disk or its medium."""
+    disk = spec["disks"][0]
+    if trail.startswith("VirtualMachine.disks.media") or (trail == "VirtualMachine.disks" and name == "device"):
+        disk["device"] = "cdrom"
+        disk.pop("path", None)
+        disk.pop("format", None)
+    if trail.rpartition(".")[2] in LOGINS:
+        _fit_login(node, trail.rpartition(".")[2], name, disk)
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
+    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
+        node.clear()
+        node["name"] = "root"
+
+
+def _fit_login(node: dict[str, Any], login: str, name: str, disk: dict[str, Any]) -> None:
+    """A server to log in to, and the other half of a login."""
+    spoken = disk.get("media", disk)
+    spoken.pop("path", None)
+    spoken["url"] = "https://a.example/b.iso"
+    node |= {"user": "backup"} if login == "authFrom" else {}
+    node |= {"file": "/etc/kvmd/secrets/x"} if name == "user" else {}
+    disk |= {} if disk is not spoken else {"readOnly": True}
 
 
 @pytest.mark.parametrize(("kind", "leaf"), [node for node in NODES if node.values[1].leaf])  # type: ignore[union-attr]

@@ -210,6 +210,7 @@ def test_devices_round_trip(cls: type) -> None:
         "cache": ["none", "default"],
         "io": ["native", "default", "threads"],
         "discard": ["unmap", "ignore", "default"],
+        "auth": [None],  # only what is on a server has one: test_remote.py
         "attachment": ["network:x", "bridge:y", "tap:z", "user:", "user:tcp/1/2,udp/3/4"],
         "mac": ["52:54:00:00:00:01", "52:54:00:00:00:02"],
         "model": ["virtio", "e1000"],

@@ -26,6 +26,7 @@ from kvmd.kinds.virtual_machine.domain import State
 from kvmd.kinds.virtual_machine.firmware import deletes_nvram
 from kvmd.kinds.virtual_machine.guest import Guest, files, guest_of
 from kvmd.kinds.virtual_machine.live import LiveChanges, spoken
+from kvmd.kinds.virtual_machine.login import secrets_of
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of
 from kvmd.kinds.virtual_machine.restart import on_reboot, reboots_to_apply
 from kvmd.kinds.virtual_machine.running import restart_due, running
@@ -100,7 +101,8 @@ def plan(ref: Ref, look: Look) -> Draft:
         **guest.origins.drives.status,
     }
     told = (*_told(guest), *now.changes.conditions, *acts.conditions)
-    wakes = [wake for wake in (now.changes.wake_at, acts.wake_at) if wake is not None]
+    times = (now.changes.wake_at, acts.wake_at, guest.origins.drives.wake_at)
+    wakes = [wake for wake in times if wake is not None]
     draft = Draft(
         pending=now.changes.pending, conditions=told, status=status, wake_at=min(wakes, default=None), settled=False
     )
@@ -156,9 +158,9 @@ def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
 
 
 def _in_order(guest: Guest, defined: Definition, acts: tuple[ops.Op, ...], look: Look) -> tuple[ops.Op, ...]:
-    """What must be noted or be there first, then the definition, the acts, and last what holds up nothing else."""
+    """What must be noted or be there first, then the definition, the acts, and last what goes on beside the guest."""
     fetches = guest.origins.drives.operations
-    if guest.config is None and fetches:
+    if guest.config is None and guest.origins.drives.waits:
         return fetches  # the guest counts its disks in one go: vda, vdb, ...
     notes = install.before_definition(guest.ref, guest.installing, guest.ledger)
     once = power.before_definition(guest.resource, guest.domain, look)
@@ -191,10 +193,11 @@ def _stands(spec: Spec, look: Look) -> bool:
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:
-    """What its user data and the password of its screen are read from."""
+    """What its user data, the password of its screen and the logins of its drives are read from."""
     screen = spec.devices.graphics
     sources = (spec.cloud_init and spec.cloud_init.user_data_from, screen and screen.password_from)
-    return tuple(source.secret for source in sources if source)
+    drives = (name for disk in spec.disks for item in (disk, disk.media) for name in secrets_of(item))
+    return tuple(dict.fromkeys((*(source.secret for source in sources if source), *drives)))
 
 
 def boot(spec: Spec) -> Boot:

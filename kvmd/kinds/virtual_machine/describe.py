@@ -84,7 +84,7 @@ def _is_sayable(nic: NicState) -> bool:
 
 
 def _disk(disk: DiskState) -> dict[str, Any]:
-    spec = {"name": disk.name} | said(disk)
+    spec = {"name": disk.name} | said(disk, skip=frozenset({"authFrom"}))
     if disk.device == "cdrom":
         path = spec.pop("path", None)
         for word in ("format", "readOnly"):
@@ -116,6 +116,7 @@ def _unsaid(root: Element, state: State, plugged: bool) -> list[str]:
     devices = _SAID_DEVICES | _DEVICES_BY_ITSELF | ({"memory"} if plugged else set())
     found += [f"device <{element.tag}>" for element in root.findall("devices/*") if element.tag not in devices]
     found += [f"share {share.tag}" for share in state.shares if not _is_share(share)]
+    found += [f"login of disk {disk.target}" for disk in state.disks if disk.auth]
     found += [f"disk {disk.target}" for disk in state.disks if not _reaches(disk)]
     found += [f"NIC {nic.mac} ({nic.attachment})" for nic in state.interfaces if not _is_sayable(nic)]
     return list(dict.fromkeys(found))

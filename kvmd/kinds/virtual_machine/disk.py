@@ -10,6 +10,7 @@ from kvmd.api.quantity import Boolean, DeviceName, HostPath, Integer, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.io_tune import IoTune
+from kvmd.kinds.virtual_machine.login import AUTH, COOKIES, TLS, AuthFrom, CookiesFrom, Tls, refuse_login
 from kvmd.kinds.virtual_machine.remote import Url, refuse_access
 
 Access = Literal["Auto", "Direct", "Cached"]
@@ -32,6 +33,9 @@ class Media(SpecModel):
         "the server can.",
         example="Auto",
     )
+    auth_from: AuthFrom | None = branch(None, about=AUTH)
+    cookies_from: CookiesFrom | None = branch(None, about=COOKIES)
+    tls: Tls | None = branch(None, about=TLS)
 
     @model_validator(mode="after")
     def _agree(self) -> Media:
@@ -40,6 +44,7 @@ class Media(SpecModel):
                 "write exactly one of `path`, `image`, `volume` and `url`; an empty tray is `media: null`"
             )
         _agree_on_access(self.url, self.access, True)
+        refuse_login(self)
         return self
 
 
@@ -89,6 +94,9 @@ class Disk(SpecModel):
         example="Auto",
         unless="NextBoot for a disk that is plugged in",
     )
+    auth_from: AuthFrom | None = branch(None, about=AUTH)
+    cookies_from: CookiesFrom | None = branch(None, about=COOKIES)
+    tls: Tls | None = branch(None, about=TLS)
     format: Literal["raw", "qcow2"] | None = leaf(
         None,
         about="Format of the file at `path` or `url`; never guessed. A volume has its own.",
@@ -157,6 +165,7 @@ class Disk(SpecModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Disk:
+        refuse_login(self)
         if self.device == "cdrom":
             self._agree_as_tray()
             return self

@@ -35,12 +35,13 @@ def _source_get(root: Element) -> str | None:
 
 def _source_put(root: Element, path: str | None) -> None:
     """A path under /dev is a block device; an empty tray has no source, and no server."""
+    auth = root.find("source/auth")
     xmlmap.cut(root, "source")
     if path is None:
         root.set("type", "file" if root.get("type") == "network" else root.get("type", "file"))
         return
     if remote.is_url(path):
-        remote.source_put(root, path)
+        remote.source_put(root, path, auth)
         return
     block = path.startswith("/dev/")
     root.set("type", "block" if block else "file")
@@ -94,6 +95,7 @@ class DiskState(IoTuneState):
     )
     io_thread: int | None = field(metadata=at("ioThread", xml=xmlmap.number(xmlmap.attribute("driver", "iothread"))))
     target: str = ""
+    auth: str | None = field(default=None, metadata=at("authFrom", xml=remote.AUTH))  # user and secret
 
 
 _TYPES = {"network": "network", "bridge": "bridge", "ethernet": "tap", "user": "user", "direct": "direct"}

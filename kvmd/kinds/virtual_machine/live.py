@@ -113,8 +113,9 @@ def spoken(change: Change, want: State) -> Change:
         return replace(change, path=f"interfaces[{name}].{kind}", before=before, after=after)
     if group == "disks" and name == SEED:
         return replace(change, path="cloudInit", before=_medium(change.before), after=_medium(change.after))
-    if group == "disks" and leaf == "path" and any(d.name == name and d.device == "cdrom" for d in want.disks):
-        return replace(change, path=f"disks[{name}].media.path")
+    is_tray = any(disk.name == name and disk.device == "cdrom" for disk in want.disks)
+    if group == "disks" and leaf in ("path", "authFrom") and is_tray:
+        return replace(change, path=f"disks[{name}].media.{leaf}")
     return hidden(change)
 
 
@@ -166,6 +167,8 @@ def _password(running: _Running) -> ops.Op | None:
 
 def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops.Op | None:
     domain = running.domain
+    if name == SEED:  # cloud-init reads it at boot, and may be reading it now
+        return None
     if leaf is None:
         device = change.after or change.before
         assert isinstance(device, DiskState)
@@ -181,11 +184,9 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
     if leaf.startswith("ioTune."):
         return tuning.disk_limits(domain, name, running.live, running.changes)
     want = next(disk for disk in running.want.disks if disk.name == name)
-    if name == SEED:  # cloud-init reads it at boot, and may be reading it now
-        return None
-    if leaf in ("path", "format") and want.device == "cdrom":
+    if leaf in ("path", "format", "authFrom") and want.device == "cdrom":
         element = dict(xml.disk_elements(running.root, running.known))[name]
-        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format")
+        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")
     return None
 
 

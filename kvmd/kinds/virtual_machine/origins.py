@@ -34,17 +34,18 @@ class Origins:
     @property
     def startable(self) -> bool:
         """False while something that it stands on is not known."""
-        return not self.unknown and not self.drives.operations
+        return not self.unknown and not self.drives.waits
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What to say of the unknown."""
-        return tuple(
+        """What to say of the unknown, and of what is still to come."""
+        unknown = tuple(
             Condition(
                 BLOCKED, True, "WaitsForObject", f"waits for {ref}: no spec names it; type: kvmd get {ref.kind}"
             )
             for ref in self.unknown
         )
+        return (*unknown, *self.drives.conditions)
 
 
 def stands_on(disk: Disk) -> Ref | None:

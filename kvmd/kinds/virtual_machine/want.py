@@ -20,6 +20,7 @@ from kvmd.kinds.virtual_machine.graphics import screen_of
 from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
@@ -192,6 +193,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -207,6 +209,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 discard=disk.discard,
                 detect_zeroes=disk.detect_zeroes,
                 io_thread=disk.io_thread,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
                 **limits_of(disk.io_tune),
             )
@@ -215,19 +218,25 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
 
 
 def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState:
-    present = {item.name: item for item in config.interfaces} if config else {}
-    before = present.get(nic.name)
-    derived = derived_mac(look.host().machine_id, look.rules.owner, ref, nic.name)
     return NicState(
         name=nic.name,
         attachment=_attachment(nic, ref, look),
-        mac=nic.mac or (before.mac if before is not None else derived),
+        mac=nic.mac or _unwritten_mac(nic.name, ref, config, look),
         model=nic.model,
         link=nic.link,
         queues=nic.queues,
         boot_order=nic.boot_order,
         **bandwidth.limits_of(nic.bandwidth),
     )
+
+
+def _unwritten_mac(name: str, ref: Ref, config: State | None, look: Look) -> str:
+    """What the NIC has, be it of an adopted guest; derived for a new one and where ``mac`` was taken out."""
+    applied = look.applied(ref)
+    before = next((item.mac for item in config.interfaces if item.name == name), None) if config else None
+    if before is None or (applied is not None and f"interfaces[{name}].mac" in applied.owned):
+        return derived_mac(look.host().machine_id, look.rules.owner, ref, name)
+    return before
 
 
 def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
