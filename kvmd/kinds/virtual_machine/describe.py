@@ -35,6 +35,7 @@ def describe(key: Key, observed: Observed) -> Described | None:
         "memory.guest": format_quantity,
         "memory.maxGuest": format_quantity,
         "cpu.topology": lambda value: dict(zip(("sockets", "cores", "threads"), value, strict=True)),
+        "cpu.features": lambda features: [{"name": name, "policy": policy} for name, policy in features],
         "disks": lambda disks: [_disk(disk) for disk in disks if _reaches(disk)],
         "interfaces": lambda nics: [_nic(nic) for nic in nics if _is_sayable(nic)],
         "filesystems": lambda shares: [{"name": share.name} | said(share) for share in shares if _is_share(share)],

@@ -178,8 +178,10 @@ def _cpu_get(root: Element) -> str | None:
 
 
 def _cpu_put(root: Element, model: str | None) -> None:
-    cpu = root.find("cpu")
-    kept = [] if cpu is None else [*cpu.findall("topology"), *cpu.findall("numa")]
+    """Topology and NUMA cells stay; features are beside a model, and without one libvirt refuses them."""
+    before = root.find("cpu")
+    stays = ("topology", "numa", *(("feature",) if model is not None else ()))
+    kept = [] if before is None else [item for item in before if item.tag in stays]
     xmlmap.cut(root, "cpu")
     if model is None and not kept:
         return

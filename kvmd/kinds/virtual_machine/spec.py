@@ -22,6 +22,7 @@ from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
 from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.processor import Feature
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.shutdown import Shutdown
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
@@ -69,6 +70,9 @@ class Cpu(SpecModel):
         min_length=1,
     )
     topology: Topology | None = branch(None, about="Topology that the guest sees.")
+    features: tuple[Feature, ...] = branch(
+        (), about="Features beside those of the model, which must be named; null and default are those of the model."
+    )
 
     @property
     def maximum(self) -> int:
@@ -79,6 +83,9 @@ class Cpu(SpecModel):
     def _agree(self) -> Cpu:
         if self.vcpus > self.maximum:
             raise ValueError(f"vcpus ({self.vcpus}) is above maxVcpus ({self.maximum})")
+        _distinct((feature.name for feature in self.features), "features")
+        if self.features and self.model is None:
+            raise ValueError("features are said beside those of a model; write `model`, e.g. host-model")
         if self.topology is not None:
             product = self.topology.sockets * self.topology.cores * self.topology.threads
             if product != self.maximum:
@@ -280,7 +287,7 @@ class Spec(SpecModel):
         return self
 
     @model_validator(mode="after")
-    def _agree_on_disks(self) -> Spec:
+    def _agree_on_parts(self) -> Spec:
         for disk in self.disks:
             if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
                 raise ValueError(
