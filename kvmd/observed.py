@@ -252,6 +252,16 @@ class File:
     kind: str
     inode: int = 0
     real: str = ""  # the path with every symbolic link followed
+    device: int = 0
+    replaced: str = ""  # a running guest has another file open that had this name: where that can be reached
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """What lies in the trash of a pool's directory for longer than it must be kept."""
+
+    path: str
+    overdue: tuple[str, ...]  # names of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +336,7 @@ class Host:
 
 
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
-Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | LinkManager | Checkpoint | Ledger | Host
+Fact = Marked | Holders | Transfer | Secret | Server | File | Trash | Ports | LinkManager | Checkpoint | Ledger | Host
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from kvmd.observed import (
     Snapshot,
     Stacked,
     Transfer,
+    Trash,
     Volume,
 )
 from kvmd.plan.model import Desired, Memory, ObjectPlan, Plan, Rules
@@ -52,6 +53,8 @@ STORAGE = ("pools", "images", "volumes", "transfers")
 WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
 WORDS |= {"managers", "checkpoints"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
+WORDS |= {"replacedFiles"}  # of running guests, and where what they have open can be reached
+WORDS |= {"trash"}  # directories of pools, and what lies in their trash for long enough
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
 
 
@@ -163,6 +166,10 @@ class Situation:
         """What somebody, or the guests, have done since."""
         for path in self.words.get("missingFiles", ()):
             self.machine.facts[Key("file", path)] = File(path, "missing")
+        for path, held in self.words.get("replacedFiles", {}).items():
+            self.machine.facts[Key("file", path)] = File(path, "regular", 2, path, replaced=held)
+        for path, names in self.words.get("trash", {}).items():
+            self.machine.facts[Key("trash", path)] = Trash(path, tuple(names))
         for network in self.words.get("networks", ()):
             self._disturb_network(dict(network))
         for link in self.words.get("links", ()):

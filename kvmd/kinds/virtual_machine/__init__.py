@@ -24,7 +24,14 @@ from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.restart import due, on_reboot, reboots_to_apply
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.kinds.virtual_machine.status import status_of
-from kvmd.kinds.virtual_machine.waits import absent_files, consoles_of, files_of, possible, refuse_odd_consoles
+from kvmd.kinds.virtual_machine.waits import (
+    absent_files,
+    consoles_of,
+    files_of,
+    possible,
+    refuse_odd_consoles,
+    replaced_files,
+)
 from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
 from kvmd.observed import Domain, Key, Ledger
 from kvmd.plan.difference import Change, differences
@@ -186,7 +193,11 @@ def plan(ref: Ref, look: Look) -> Draft:
 
 def _stands(spec: Spec, look: Look) -> bool:
     """True where everything that it stands on can be used now."""
-    return direct.ready(spec, look) and all(look.usable(ref) for ref in objects_of(spec))
+    return (
+        direct.ready(spec, look)
+        and all(look.usable(ref) for ref in objects_of(spec))
+        and not replaced_files(spec, look)  # its last writes would be lost
+    )
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:
