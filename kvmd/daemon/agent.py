@@ -76,18 +76,7 @@ class DaemonAgent:
         settings, report = self._assembly.settings, self._report
         if report is None:
             return {"path": settings.source.path, "complete": False, "reason": "not read yet", "problems": []}
-        snapshot = report.snapshot
-        return {
-            "path": settings.source.path,
-            "revision": snapshot.revision,
-            "digest": snapshot.digest,
-            "files": snapshot.files,
-            "complete": snapshot.complete,
-            "reason": snapshot.reason,
-            "problems": [str(problem) for problem in snapshot.problems],
-            "held": [f"{hold.ref}: {hold.message}" for hold in report.plan.holds],
-            "pruneDigest": report.plan.prune_digest,
-        }
+        return report.source_data(settings.source.path)
 
     def healthy(self) -> tuple[bool, dict[str, Any]]:
         """True while the loop turns."""

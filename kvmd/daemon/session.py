@@ -79,19 +79,7 @@ class Session:
 
     def source(self) -> dict[str, Any]:
         """The state of the directory, as the daemon's facade gives it."""
-        report = self._report or self._look()
-        snapshot = report.snapshot
-        return {
-            "path": self._settings.source.path,
-            "revision": snapshot.revision,
-            "digest": snapshot.digest,
-            "files": snapshot.files,
-            "complete": snapshot.complete,
-            "reason": snapshot.reason,
-            "problems": [str(problem) for problem in snapshot.problems],
-            "held": [f"{hold.ref}: {hold.message}" for hold in report.plan.holds],
-            "pruneDigest": report.plan.prune_digest,
-        }
+        return (self._report or self._look()).source_data(self._settings.source.path)
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything wrong in the files."""

@@ -16,8 +16,10 @@ from kvmd.errors import KvmdError
 from kvmd.host.checkpoint import Checkpoints
 from kvmd.host.errands import Errands
 from kvmd.host.files import Files
+from kvmd.host.forwarding import ForwardingFacts
 from kvmd.host.helpers import lacking
 from kvmd.host.image_store import ImageStore
+from kvmd.host.leases import LeaseFiles
 from kvmd.host.ledger import LedgerFile
 from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import Recorder
@@ -65,6 +67,8 @@ class Host:
         self.files = Files()
         self._opened = Opened()
         self._managers = LinkManagers()
+        self._leases = LeaseFiles()
+        self._forwarding = ForwardingFacts(settings.libvirt.relist, wake)
         images = ImageStore(os.path.join(settings.paths.state, "images"))
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
         errands = Errands(settings.backoff, wake)
@@ -89,7 +93,8 @@ class Host:
         host = self._host_fact()
         storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
         managers = self._managers.look(self._link_facts)
-        network = (self._link_facts, managers, self.checkpoints.facts)
+        leases, forwarding = self._leases.look(), self._forwarding.look(domains)
+        network = (self._link_facts, managers, self.checkpoints.facts, leases, forwarding)
         parts = (domains, taps, *network, files, self.ledger.facts, storage, host)
         same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
         if same and frozenset(missing) == self._observed.missing:
@@ -101,6 +106,8 @@ class Host:
             merged = {
                 **domains,
                 **managers,
+                **leases,
+                **forwarding,
                 **self.checkpoints.facts,
                 **self._link_facts,
                 **ports,
@@ -134,6 +141,8 @@ class Host:
         uuid = getattr(operation, "uuid", "")
         if uuid:
             self.libvirt.mark_stale(kind, uuid)
+            if kind == "network":
+                self._forwarding.mark_stale()
             if kind == "network" or isinstance(operation, _MOVES_TAPS):
                 self._links_stale.set()
         if isinstance(operation, ops.SnapshotOp):
@@ -143,6 +152,7 @@ class Host:
         """Read all of it again at the next look."""
         self.libvirt.mark_stale("", "")
         self.storage.facts.mark_stale()
+        self._forwarding.mark_stale()
         self.storage.errands.forget_failures()
         self._links_stale.set()
         self._host = None
@@ -215,6 +225,7 @@ class Host:
             machines=capabilities.machines,
             machine_types=capabilities.machine_types,
             lacking=self._lacking,
+            user_backends=capabilities.user_backends,
             users=users,
             groups=groups,
             lacking_links=self._lacking_links,

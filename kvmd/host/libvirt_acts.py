@@ -13,12 +13,14 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import KvmdError, Refused, Retry, Stale
-from kvmd.host import snapshot_acts
+from kvmd.host import power_button, snapshot_acts
 from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
 from kvmd.host.reach import explain, says_of_a_file
+from kvmd.host.repair import repair
+from kvmd.host.rule_hold import held
 from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
@@ -29,7 +31,14 @@ _NOT_VALID = libvirt.VIR_ERR_OPERATION_INVALID
 _SECTIONS = {
     "dhcp-host": libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
     "dhcp-range": libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
+    "dns-host": libvirt.VIR_NETWORK_SECTION_DNS_HOST,
+    "dns-txt": libvirt.VIR_NETWORK_SECTION_DNS_TXT,
+    "dns-srv": libvirt.VIR_NETWORK_SECTION_DNS_SRV,
+    "portgroup": libvirt.VIR_NETWORK_SECTION_PORTGROUP,
+    "forward-interface": libvirt.VIR_NETWORK_SECTION_FORWARD_INTERFACE,
 }
+# The sections with which libvirt writes the firewall rules of the network anew (networkUpdate in bridge_driver.c).
+_REWRITES_RULES = ("dhcp-host", "dhcp-range", "forward-interface")
 _COMMANDS = {
     "add": libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
     "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
@@ -41,11 +50,6 @@ _ON_REBOOT = {
 }
 _OPENS = (ops.DomainStart, ops.DomainAttach, ops.DomainUpdateDevice)  # with them QEMU opens files
 Result = TypeVar("Result")
-
-_SHUTDOWN = {
-    "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-    "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-}
 
 
 class LibvirtActs:
@@ -120,6 +124,8 @@ class LibvirtActs:
                 network.undefine()
             case ops.NetworkSetAutostart(uuid=uuid, enabled=enabled):
                 self._network(uuid).setAutostart(int(enabled))
+            case ops.NetworkRepair(uuid=uuid):
+                repair(operation, self._network(uuid))
             case ops.NetworkUpdate():
                 self._update_network(operation)
             case _:
@@ -134,7 +140,7 @@ class LibvirtActs:
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
-                _shut_down(domain, methods)
+                power_button.ask(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
             case ops.DomainUndefine(nvram=nvram):
@@ -155,8 +161,19 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(xml=xml) if xml:
+                domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainSetIoTune(target=target, limits=limits):
+                domain.setBlockIoTune(target, dict(limits), LIVE)
+            case ops.DomainSetIoThreads(add=add, remove=remove):
+                for number in add:
+                    domain.addIOThread(number, LIVE)
+                for number in remove:
+                    domain.delIOThread(number, LIVE)
+            case ops.DomainSetBalloonPeriod(seconds=seconds):
+                domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
                 device = _defined_device(domain, alias)
                 with lent(self._connection, device):
@@ -185,7 +202,10 @@ class LibvirtActs:
     def _update_network(self, operation: ops.NetworkUpdate) -> None:
         flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
         section, command = _SECTIONS[operation.section], _COMMANDS[operation.command]
-        self._network(operation.uuid).update(command, section, operation.parent_index, operation.xml, flags)
+        network = self._network(operation.uuid)
+        rewrites = operation.live and operation.section in _REWRITES_RULES
+        with held(network.bridgeName()) if rewrites else contextlib.nullcontext():
+            network.update(command, section, operation.parent_index, operation.xml, flags)
 
 
 def _start(network: Any) -> None:
@@ -202,8 +222,8 @@ def _start(network: Any) -> None:
 def _keep_strangers_bridge(network: Any) -> None:
     """Raise Stale where the bridge's name is taken since the plan: libvirt 11 deletes that link when it fails."""
     with contextlib.suppress(libvirt.libvirtError, OSError):
-        bridge = network.bridgeName()
-        if not network.isActive() and socket.if_nametoindex(bridge):
+        bridge, mode = network.bridgeName(), ElementTree.fromstring(network.XMLDesc()).find("forward[@mode='bridge']")
+        if mode is None and not network.isActive() and socket.if_nametoindex(bridge):
             raise Stale(f"network {network.name()}: a link {bridge} has appeared")
 
 
@@ -226,21 +246,6 @@ def _unless_done(act: Any) -> None:
 
 def _says_already(text: str) -> bool:
     return any(part in text for part in ("already running", "already active", "is not running", "is not active"))
-
-
-def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
-    """Ask by the first method that can be used; the agent can only where it answers."""
-    failure: libvirt.libvirtError | None = None
-    for method in methods:
-        try:
-            domain.shutdownFlags(_SHUTDOWN[method])
-            return
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == _NOT_VALID and "is not running" in str(error):
-                return
-            failure = error
-    if failure is not None:
-        raise failure
 
 
 def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
@@ -286,5 +291,5 @@ def _detach(domain: Any, alias: str, xml: str) -> None:
         if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
             return
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            raise Retry(f"the guest {domain.name()} has not let go of {alias} yet") from None
+            return  # it was asked before and has not answered yet: the next look decides
         raise

@@ -6,7 +6,7 @@ Each operation says what it costs the guests (its impact) and describes itself i
 from __future__ import annotations
 
 from kvmd.ops.base import Impact, Op
-from kvmd.ops.checkpoint import AddressesMove, Guarded
+from kvmd.ops.checkpoint import AddressesMove, AddressesRestore, Guarded
 from kvmd.ops.domain import (
     DomainAttach,
     DomainDefine,
@@ -14,6 +14,9 @@ from kvmd.ops.domain import (
     DomainDetach,
     DomainResume,
     DomainSetAutostart,
+    DomainSetBalloonPeriod,
+    DomainSetIoThreads,
+    DomainSetIoTune,
     DomainSetMark,
     DomainSetMemory,
     DomainSetOnReboot,
@@ -38,12 +41,14 @@ from kvmd.ops.link import (
 )
 from kvmd.ops.network import (
     NetworkDefine,
+    NetworkRepair,
     NetworkRestart,
     NetworkSetAutostart,
     NetworkStart,
     NetworkStop,
     NetworkUndefine,
     NetworkUpdate,
+    blip_of,
 )
 from kvmd.ops.snapshot import (
     SnapshotMark,
@@ -81,6 +86,7 @@ __all__ = [
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
+    "AddressesRestore",
     "BridgeCreate",
     "DomainAttach",
     "DomainDefine",
@@ -88,6 +94,9 @@ __all__ = [
     "DomainDetach",
     "DomainResume",
     "DomainSetAutostart",
+    "DomainSetBalloonPeriod",
+    "DomainSetIoThreads",
+    "DomainSetIoTune",
     "DomainSetMark",
     "DomainSetMemory",
     "DomainSetOnReboot",
@@ -107,6 +116,7 @@ __all__ = [
     "LinkSet",
     "Login",
     "NetworkDefine",
+    "NetworkRepair",
     "NetworkRestart",
     "NetworkSetAutostart",
     "NetworkStart",
@@ -141,4 +151,5 @@ __all__ = [
     "VolumeMark",
     "VolumeTrash",
     "VxlanCreate",
+    "blip_of",
 ]

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, HostPath, Integer, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.io_tune import IoTune
 from kvmd.kinds.virtual_machine.login import AUTH, COOKIES, TLS, AuthFrom, CookiesFrom, Tls, refuse_login
 from kvmd.kinds.virtual_machine.remote import Url, refuse_access
 
@@ -136,6 +137,21 @@ class Disk(SpecModel):
         example="unmap",
         update=Update.NEXT_BOOT,
     )
+    detect_zeroes: Literal["default", "off", "on", "unmap"] = leaf(
+        "default",
+        about="What becomes of blocks that the guest fills with zeroes: off writes them, on leaves holes, unmap "
+        "frees them too where `discard` is unmap.",
+        example="unmap",
+        update=Update.NEXT_BOOT,
+    )
+    io_thread: Integer | None = leaf(
+        None,
+        about="Which of the machine's `ioThreads` serves it, from 1; default QEMU's main loop. On virtio only.",
+        example=1,
+        update=Update.NEXT_BOOT,
+        ge=1,
+    )
+    io_tune: IoTune | None = branch(None, about="How fast the guest may read and write a disk; default unlimited.")
 
     @property
     def effective_bus(self) -> str:
@@ -167,6 +183,10 @@ class Disk(SpecModel):
         _agree_on_access(self.url, self.access, self.read_only)
         if self.io == "native" and self.cache not in ("none", "directsync"):
             raise ValueError("io native needs `cache: none` or `cache: directsync`; QEMU refuses it with any other")
+        if self.io_thread is not None and self.effective_bus != "virtio":
+            raise ValueError(
+                "only a disk on virtio has an ioThread of its own; take `ioThread` out, or use bus virtio"
+            )
         if self.read_only and self.effective_bus in ("ide", "sata"):
             raise ValueError(f"QEMU has no read-only disks on {self.effective_bus}; use bus virtio or scsi")
         return self
@@ -174,6 +194,8 @@ class Disk(SpecModel):
     def _agree_as_tray(self) -> None:
         if self.sources or self.access != "Auto":
             raise ValueError("a CD-ROM takes `media: {path: …}` or `media: {volume: …}`, not a disk's source")
+        if self.io_thread is not None or self.io_tune is not None:
+            raise ValueError("a CD-ROM has neither ioThread nor ioTune; they are for disks")
         if self.effective_bus == "virtio":
             raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
         if self.effective_bus == "usb" and self.media is None:

@@ -57,7 +57,7 @@ class Video(SpecModel):
 
 
 def _screen(root: Element) -> Element | None:
-    return next((item for item in root.findall("devices/graphics") if item.get("type") in _SCREENS), None)
+    return next((item for item in xmlmap.children(root, "devices/graphics") if item.get("type") in _SCREENS), None)
 
 
 def _type_get(root: Element) -> str | None:

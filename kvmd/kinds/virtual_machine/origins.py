@@ -12,8 +12,9 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED, seed_of
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
 from kvmd.kinds.virtual_machine.drives import Drives, drives_of
+from kvmd.kinds.virtual_machine.kernel_boot import BootFile
 from kvmd.kinds.virtual_machine.nic import Interface
-from kvmd.kinds.virtual_machine.spec import BootFile, Spec
+from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.plan.look import Look
 
 # What is noted of a start waits with it.

@@ -1,0 +1,101 @@
+"""The running self of a guest: what changes in it at once, what waits, and whether what waits gets a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from kvmd import ops, xmlmap
+from kvmd.api.quantity import format_quantity
+from kvmd.api.status import DEGRADED, Condition
+from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
+from kvmd.kinds.virtual_machine.domain import State, read
+from kvmd.kinds.virtual_machine.guest import Guest
+from kvmd.kinds.virtual_machine.leaving import to_leave
+from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
+from kvmd.kinds.virtual_machine.ownership import owned_changes
+from kvmd.kinds.virtual_machine.restart import due
+from kvmd.observed import Domain
+from kvmd.plan.difference import differences
+from kvmd.plan.look import Look
+from kvmd.xmlmap import Element
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Its state (None: it does not run) and the changes of it."""
+
+    state: State | None = None
+    changes: LiveChanges = field(default_factory=LiveChanges)
+
+
+def running(guest: Guest, look: Look) -> Running:
+    """Compare it with what is wanted, field by field."""
+    domain, want = guest.domain, guest.want.state
+    if domain is None or domain.live is None:
+        return Running()
+    root = xmlmap.parse(domain.live)
+    state = read(root, guest.known)
+    also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
+    # The running self shows the CPU that host-model became; what it was started with stands in its mark.
+    found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
+    judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
+    if judged.wait_until is not None or judged.unanswered:
+        found = tuple(change for change in found if change.path != "memory.guest")
+    found = install.without_empty_tray(found)
+    changes = live_changes(domain, root, guest.known, (state, want), found)
+    notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
+    plugging, untaken = _untaken(guest, root, look.now)
+    operations = (*changes.operations, *notes)
+    kept = unplug.unanswered(domain, operations, guest.memory.fruitless)
+    said = (*_unanswered(judged, state, want), *untaken, *kept)
+    return Running(
+        state, replace(changes, operations=operations, wake_at=judged.wait_until or plugging, conditions=said)
+    )
+
+
+def restart_due(guest: Guest, changes: LiveChanges, look: Look) -> tuple[bool, float | None]:
+    """Whether somebody asked for a restart, or the policy makes one of *changes* that wait; when to look again."""
+    resource, memory, domain = guest.resource, guest.memory, guest.domain
+    if domain is None or not domain.active or snapshots.half_restored(guest.ref, look):
+        return False, None
+    if memory.restart or power.restart_asked(resource, domain, look):
+        return True, None
+    if snapshots.restored(domain) and memory.approved_hash != resource.spec_hash:
+        return False, None  # what it went back to would be lost
+    return due(resource, guest.spec.update_policy, changes, guest.ledger.restarting, look)
+
+
+def _unanswered(judged: Balloon, state: State, want: State) -> tuple[Condition, ...]:
+    if not judged.unanswered:
+        return ()
+    text = (
+        f"the guest has {format_quantity(state.memory)} instead of {format_quantity(want.memory)}: its balloon "
+        "driver does not answer; load virtio_balloon in the guest"
+    )
+    return (Condition(DEGRADED, True, "BalloonUnanswered", text),)
+
+
+def _untaken(guest: Guest, root: Element, now: float) -> tuple[float | None, tuple[Condition, ...]]:
+    """Until when the guest has time to plug what it may, else what is said of it."""
+    found, until = memory.untaken(root), guest.memory.balloon_until
+    if found is None:
+        return None, ()
+    if until is not None and now < until:
+        return until, ()
+    taken, requested = format_quantity(found.taken), format_quantity(found.requested)
+    text = f"the guest has plugged {taken} of the {requested} that it may; load virtio_mem in it"
+    if found.taken > found.requested:
+        text = (
+            f"the guest still has {taken} plugged and should have {requested}: it uses the rest, or may not move it"
+        )
+    text += "; memory that its kernel is to give back must be movable: memhp_default_state=online_movable"
+    return None, (Condition(DEGRADED, True, "MemoryNotPlugged", text),)
+
+
+def _model_waits(guest: Guest, domain: Domain) -> bool:
+    if domain.boot_mark is None:
+        return False
+    then = domain.boot_mark.written.get("cpu", {})
+    return (then.get("model") if isinstance(then, Mapping) else None) != guest.spec.cpu.model
