@@ -34,7 +34,7 @@ from kvmd.host.seeds import Seeds
 from kvmd.host.servers import ask
 from kvmd.host.storage_facts import StorageFacts, volume_id
 from kvmd.host.transfer import bring
-from kvmd.host.trash import empty, throw_away
+from kvmd.host.trash import empty, overdue_in, throw_away
 from kvmd.observed import File, Image
 
 MOST_TRANSFERS = 3
@@ -257,6 +257,9 @@ class StorageActs:
         self._refuse_in_use(operation, operation.path, operation.describe())
         put_mark(operation.path, None)
         throw_away(operation.path)
+        folder = os.path.dirname(operation.path)
+        if (old := overdue_in(folder)) is not None:  # of a pool that has no spec, nobody else empties it
+            empty(folder, old.overdue)
         self._libvirt.call(operation, lambda c: refresh_pool(c, operation.name.partition("/")[0]))
 
 
