@@ -16,6 +16,7 @@ from kvmd.observed import Domain, Fact, File, Key
 PIDS = "/run/libvirt/qemu"
 _ID = re.compile(r"<domain\b[^>]*\bid=['\"](\d+)['\"]")
 Identity = tuple[int, int]  # device and inode
+Use = tuple[str, str, str]  # a guest, its run, and a path that it names
 
 
 class Opened:
@@ -23,14 +24,16 @@ class Opened:
 
     def __init__(self, pids: str = PIDS) -> None:
         self._pids = pids
-        self._seen: dict[tuple[str, str, str], Identity] = {}  # guest, its run and path; what it has open
+        self._seen: dict[Use, Identity] = {}  # what it has open
+        self._unproven: dict[Use, Identity] = {}  # what is there, and QEMU has not open; it may never have had it
         self._replaced: dict[str, File] = {}
 
     def look(
         self, files: Mapping[Key, Fact], domains: Mapping[Key, Fact], holders: Mapping[str, tuple[str, ...]]
     ) -> Mapping[Key, Fact]:
         """The facts of *files*, those that were replaced with what their guest has open; the same where none was."""
-        seen: dict[tuple[str, str, str], Identity] = {}
+        seen: dict[Use, Identity] = {}
+        unproven: dict[Use, Identity] = {}
         replaced: dict[Key, Fact] = {}
         for key, file in files.items():
             if not isinstance(file, File) or file.kind != "regular":
@@ -38,29 +41,33 @@ class Opened:
             for name in holders.get(file.path, ()):
                 domain = domains.get(Key("domain", name))
                 run = _ID.search(domain.live or "") if isinstance(domain, Domain) else None
-                if run is not None and (held := self._held(file, name, run[1], seen)):
+                if run is not None and (held := self._held(file, (name, run[1], file.path), seen, unproven)):
                     known, fact = self._replaced.get(file.path), replace(file, replaced=held)
                     replaced[key] = known if known is not None and known == fact else fact
-        self._seen = seen
+        self._seen, self._unproven = seen, unproven
         self._replaced = {fact.path: fact for fact in replaced.values() if isinstance(fact, File)}
         return {**files, **replaced} if replaced else files
 
-    def _held(self, file: File, name: str, run: str, seen: dict[tuple[str, str, str], Identity]) -> str:
+    def _held(self, file: File, use: Use, seen: dict[Use, Identity], unproven: dict[Use, Identity]) -> str:
         """The old file, as this process can reach it; "" where the guest has the one that is there."""
-        key = (name, run, file.path)
-        before = self._seen.get(key)
-        if before is not None and before == (file.device, file.inode):
-            seen[key] = before
-            return ""
-        opened = self._opened(name)
-        if (file.device, file.inode) in opened:
-            seen[key] = (file.device, file.inode)
-            return ""
+        now, before = (file.device, file.inode), self._seen.get(use)
         if before is not None:
-            seen[key] = before
+            seen[use] = before
+        if before == now:
+            return ""
+        if self._unproven.get(use) == now:
+            unproven[use] = now
+            return ""
+        opened = self._opened(use[0])
+        if now in opened:
+            seen[use] = now
+            return ""
         # Without having seen it open under that name, only a file that was deleted since is a proof.
         gone = {f"{path} (deleted)" for path in (file.path, file.real)}
-        return next((link for identity, (link, aim) in opened.items() if identity == before or aim in gone), "")
+        held = next((link for identity, (link, aim) in opened.items() if identity == before or aim in gone), "")
+        if not held:
+            unproven[use] = now
+        return held
 
     def _opened(self, name: str) -> dict[Identity, tuple[str, str]]:
         """What the QEMU of a guest has open: where it can be reached, and where that leads."""
