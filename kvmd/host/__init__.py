@@ -29,6 +29,7 @@ from kvmd.host.link_managers import LinkManagers
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
+from kvmd.host.opened import Opened
 from kvmd.host.preflight import lacking_links, usable_kvm
 from kvmd.host.seeds import Seeds
 from kvmd.host.storage_acts import Storage, StorageActs
@@ -65,6 +66,7 @@ class Host:
         self._monitor.start()
         self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
+        self._opened = Opened()
         self._managers = LinkManagers()
         self._leases = LeaseFiles()
         self._forwarding = ForwardingFacts(settings.libvirt.relist, wake)
@@ -88,7 +90,7 @@ class Host:
             missing.add(LIBVIRT)
         if not self._look_at_links():
             missing.add(LINKS)
-        files = self.files.look(paths)
+        files = self._opened.look(self.files.look(paths), domains, self.libvirt.holders)
         host = self._host_fact()
         storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
         managers = self._managers.look(self._link_facts)
