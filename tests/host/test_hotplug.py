@@ -19,14 +19,24 @@ pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 SMALL = f"{ARGS} kvmd.tick=1 swiotlb=512 memhp_default_state=online_movable"
 
 
-@pytest.fixture
-def running(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
-    """A kvmd with nothing to do yet."""
-    agent = Agent(hermetic, tmp_path / "agent", prune={"maxPercent": 100})
+@pytest.fixture(scope="module")
+def agent_of_all(hermetic: Hermetic, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A kvmd with one machine that stays, so that the removal of all others is no empty directory."""
+    agent = Agent(hermetic, tmp_path_factory.mktemp("hotplug") / "agent", prune={"maxPercent": 100})
+    agent.write("stays.yaml", vm("stays"))
     agent.start()
     yield agent
     agent.stop()
     wipe(hermetic)
+
+
+@pytest.fixture
+def running(agent_of_all: Agent) -> Iterator[Agent]:
+    """The same kvmd for each test, without the machine of the test before."""
+    yield agent_of_all
+    agent_of_all.remove("web.yaml")
+    wait_until(lambda: agent_of_all.hermetic.virsh("list", "--all", "--name").split() == ["stays"], 60, "web is gone")
+    (agent_of_all.folder / "web.console").unlink(missing_ok=True)
 
 
 def spec(agent: Agent, name: str, **fields: str) -> str:
@@ -96,7 +106,7 @@ def pending(agent: Agent) -> set[str]:
     return {item["path"] for item in found["status"]["pendingChanges"]}
 
 
-def test_a_dimm_gives_a_running_guest_more_memory_which_it_may_refuse_to_give_back(running: Agent) -> None:
+def test_dimms_give_a_running_guest_more_memory_and_take_it_back(running: Agent) -> None:
     agent, hermetic = running, running.hermetic
     sizes = "guest: {}Mi, maxGuest: 512Mi, hotplug: Dimm"
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(128)))

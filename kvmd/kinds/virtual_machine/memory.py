@@ -285,7 +285,7 @@ def _plug(domain: Domain, root: Element, guest: int) -> ops.Op | None:
     here, there = _ours(root), _ours(after)
     missing, surplus = [name for name in there if name not in here], [name for name in here if name not in there]
     if total < guest and missing:
-        return ops.DomainAttach(domain.name, domain.uuid, missing[0])
+        return ops.DomainAttach(domain.name, domain.uuid, missing[0], memory=True)
     if total > guest and surplus and _boots_alike(root, after):
         return ops.DomainDetach(domain.name, domain.uuid, surplus[-1])
     return None
