@@ -166,15 +166,17 @@ def huge_pages(hermetic: Hermetic) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_huge_pages_and_spice(running: Agent, tmp_path: Path) -> None:
+def test_huge_pages_and_spice_with_tablet_and_sound(running: Agent, tmp_path: Path) -> None:
     agent, hermetic = running, running.hermetic
     secret = tmp_path / "spice"
     secret.write_text("word1234")
     secret.chmod(0o600)
-    screen = f"  devices: {{graphics: {{type: spice, passwordFrom: {{file: {secret}}}}}}}"
+    graphics = f"graphics: {{type: spice, passwordFrom: {{file: {secret}}}}}"
+    screen = f"  devices: {{{graphics}, tablet: true, sound: ich9}}"
     agent.write("web.yaml", vm("web", "Always", memory="64Mi, hugepages: {size: 2Mi}", more=screen))
     at_rest(agent, "web", 60)
     live = hermetic.virsh("dumpxml", "web")
     assert "<hugepages>" in live and "type='spice'" in live
+    assert "<input type='tablet' bus='usb'>" in live and "<sound model='ich9'>" in live
     free = int(re.findall(r"HugePages_Free: *(\d+)", Path("/proc/meminfo").read_text())[0])
     assert free <= 48 - 32
