@@ -13,6 +13,7 @@ from typing import NamedTuple
 from kvmd.api.bridge_settings import Numbers
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
+from kvmd.network_facts import Forwarding, Leases
 
 
 class Key(NamedTuple):
@@ -168,36 +169,6 @@ class Network:
     mark: Mark | None = None
 
 
-class Lease(NamedTuple):
-    """An address that a guest was given; *name* is what it calls itself."""
-
-    address: str
-    mac: str
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Leases:
-    """The leases of the network that has that bridge."""
-
-    bridge: str
-    leases: tuple[Lease, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarding:
-    """What decides over packets between links: switches of the kernel, and rules that have to do with networks."""
-
-    ipv4: bool
-    ipv6: bool
-    bridged: bool = False  # frames within a bridge pass the firewall, too
-    drops: bool = False  # the firewall's FORWARD policy is DROP
-    rules: tuple[
-        str, ...
-    ] = ()  # table and rule as iptables writes it; ``nft``, chain and rule of libvirt's own table
-    astray: tuple[tuple[str, str], ...] = ()  # bridges with a strict rp_filter, and the link that answers leave by
-
-
 @dataclass(frozen=True, slots=True)
 class Pool:
     """A storage pool of libvirt; *path* is its directory, where its type has one."""
@@ -271,11 +242,15 @@ class Holders:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A download or copy under way; *total* is 0 where nobody knows it. Bytes."""
+    """A download, a copy or a question to a server that is under way, or the *problem* that ended it. Bytes."""
 
     name: str
     done: int = 0
-    total: int = 0
+    total: int = 0  # 0: nobody knows
+    problem: str = ""
+    attempts: int = 0  # that failed
+    again_at: float = 0.0  # monotonic seconds: not to be tried before
+    final: bool = False  # time alone mends nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +337,7 @@ class Host:
     lacking: tuple[str, ...] = ()  # what machines may need beside QEMU and this host has not: swtpm, ovmf
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
+    user_backends: tuple[str, ...] = ()  # of user-mode networks: slirp, passt
     lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know
 
     def canonical_machine(self, machine: str) -> str:

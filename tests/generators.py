@@ -261,7 +261,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         shutdown=[
             chance.fields(
                 methods=(["acpi"], ["agent", "acpi"]), timeoutSeconds=(20,), forceAfterTimeout=(True, False)
-            )
+            ),
+            {"timeouts": {"agent": 30, "acpi": 90}},
         ],
         updatePolicy=[{"restart": word} for word in ("Never", "Manual", "Automatic")],
         driftPolicy=("Correct", "Report", "Ignore"),
@@ -269,7 +270,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         cloudInit=[_cloud_init(chance)],
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
-    spec["disks"] = list(_disks(f"vm{number}", "q35" in kind, chance, orders))
+    spec |= chance.fields(ioThreads=(2, 3))
+    spec["disks"] = list(_disks(f"vm{number}", spec, chance, orders))
     _use_objects(spec, chance, names)
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
     consoles = chance.some(["console", "second"], 2)
@@ -289,6 +291,15 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
             None,
         ],
         video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
+        balloon=[
+            chance.fields(
+                model=("virtio", "virtio-non-transitional"),
+                statsPeriodSeconds=(5, None),
+                freePageReporting=(True, False),
+            ),
+            {"model": "none"},
+            None,
+        ],
         watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
@@ -335,7 +346,23 @@ def _cpu(chance: Chance) -> dict[str, Any]:
     return cpu
 
 
-def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+def _io_tune(chance: Chance) -> dict[str, Any]:
+    def limit(word: str) -> dict[str, Any]:
+        found = {word: 10**6}
+        if chance.random() < 0.75:
+            found |= {f"{word}Burst": 10**7} | chance.fields(**{f"{word}BurstSeconds": (2, 9)})
+        return found
+
+    tune: dict[str, Any] = {}
+    for word in ("bytes", "iops"):
+        for way in chance.choice((("total",), ("read", "write"), ("write",), ())):
+            tune[way] = tune.get(way, {}) | limit(word)
+    counted = any("iops" in limit for limit in tune.values())
+    return tune | (chance.fields(iopsSize=("4Ki",)) if counted else {})
+
+
+def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+    q35 = "q35" in spec.get("machine", "q35")
     for name in chance.some(["root", "data", "logs", "cd0", "cd1"], 4):
         path = f"/var/lib/libvirt/images/{machine}-{name}.img"
         disk: dict[str, Any] = {"name": name}
@@ -348,6 +375,7 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 {"media": {"url": f"https://a.example/{name}.iso"}},
                 {"media": {"url": f"http://a.example/plain/{name}.iso"}},
                 {"media": {"url": "nfs://a.example/srv/a.iso"}},
+                {"media": {"url": "iscsi://a.example/iqn.x:y/1", "authFrom": {"user": "web", "file": "/secret"}}},
             )
             disk |= {"device": "cdrom"} | chance.choice(trays)
             disk |= chance.fields(bus=("sata", "scsi", "usb") if disk.get("media") else ("sata", "scsi"))
@@ -359,7 +387,12 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 serial=("root01", "A.b_+-1", None),
                 cache=("none", "writeback", "default"),
                 discard=("unmap", "ignore", "default"),
+                detectZeroes=("on", "unmap", "default"),
+                ioTune=(_io_tune(chance), None),
+                **({"ioThread": (1, 2, None)} if "ioThreads" in spec else {}),
             )
+            if disk.get("bus", "virtio") != "virtio":
+                disk.pop("ioThread", None)
             if disk.get("cache") == "none":
                 disk |= chance.fields(io=("native", "threads", "default"))
             if disk.get("bus", "virtio") in ("virtio", "scsi", "usb") and chance.random() < 0.5:
@@ -367,6 +400,14 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
         if chance.random() < 0.25:
             disk["bootOrder"] = next(orders)
         yield disk
+
+
+def _bandwidth(chance: Chance) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for way in chance.some(("inbound", "outbound"), 2):
+        found[way] = {"average": chance.choice(("10M", "128k"))} | chance.fields(burst=("512Ki",))
+        found[way] |= chance.fields(peak=("20M",)) if "burst" in found[way] else {}
+    return found
 
 
 def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
@@ -381,6 +422,11 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
         nic |= chance.fields(
             mac=(f"52:54:0:0:{number}:{name[-1]}",), model=("virtio", "e1000", "rtl8139"), link=("up", "down")
         )
+        if "user" not in nic:
+            nic |= chance.fields(bandwidth=(_bandwidth(chance), None))
+            nic |= (
+                chance.fields(queues=(2, None)) if nic.get("model", "virtio") == "virtio" and "tap" not in nic else {}
+            )
         if "network" in nic and chance.random() < 0.5:
             nic["ip"] = f"192.168.{100 + int(nic['network'][-1])}.{10 + 10 * number + int(name[-1])}"
         if chance.random() < 0.25:

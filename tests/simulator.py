@@ -30,6 +30,8 @@ from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
+from kvmd.kinds.virtual_machine import io_threads
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -37,7 +39,6 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
-    Forwarding,
     Host,
     Key,
     Ledger,
@@ -65,6 +66,7 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
+    user_backends=("slirp",),
 )
 
 
@@ -294,6 +296,8 @@ class Machine:
                 reach(root, "currentMemory").text = str(size // 1024)
             case ops.DomainSetOnReboot(action=action):
                 reach(root, "on_reboot").text = action
+            case ops.DomainSetIoTune() | ops.DomainSetIoThreads() | ops.DomainSetBalloonPeriod():
+                _tune(root, operation)
             case ops.DomainAttach(alias=alias):
                 _demand(_device(root, alias) is None, f"{alias} is plugged in already")
                 device = _device(parse(domain.config or ""), alias)
@@ -767,9 +771,42 @@ def _target(device: Element) -> str:
 
 def _rest(device: Element) -> list[str]:
     """What an update of a device may not change; another medium may be of another format."""
-    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in ("source", "link", "target")]
+    free = ("source", "link", "target", "bandwidth")
+    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in free]
     rest = [re.sub(r'(<driver[^>]*) type="\w+"', r"\1", text) for text in rest]
     return sorted(ElementTree.canonicalize(text, strip_text=True) for text in rest)
+
+
+def _tune(root: Element, operation: ops.Op) -> None:
+    """What changes in a running guest without a device coming or going."""
+    match operation:
+        case ops.DomainSetIoTune(target=target, limits=limits):
+            found = [disk for disk in root.findall("devices/disk") if _target(disk) == target]
+            _demand(found, f"no disk {target}")
+            given = {name: value for name, value in limits if value}
+            for word in ("bytes", "iops"):
+                split = given.keys() & {f"read_{word}_sec", f"write_{word}_sec"}
+                _demand(not (f"total_{word}_sec" in given and split), "total and read/write cannot be set together")
+            for name in given:
+                base = name.removesuffix("_length").removesuffix("_max")
+                _demand(base in given or name == "size_iops_sec", f"cannot reset {base} when {name} is set")
+            cut(found[0], "iotune")
+            for name, value in given.items():
+                reach(found[0], f"iotune/{name}").text = str(value)
+        case ops.DomainSetIoThreads(add=add, remove=remove):
+            present = set(io_threads.numbers(root))
+            _demand(not present & set(add) and set(remove) <= present, "no such I/O thread, or there already")
+            _demand(not io_threads.used(root) & set(remove), "the I/O thread serves a disk")
+            present = (present | set(add)) - set(remove)
+            cut(root, "iothreadids")
+            reach(root, "iothreads").text = str(len(present))
+            for number in sorted(present):
+                ElementTree.SubElement(reach(root, "iothreadids"), "iothread", {"id": str(number)})
+        case ops.DomainSetBalloonPeriod(seconds=seconds):
+            _demand(reach(root, "devices/memballoon").get("model") != "none", "no balloon")
+            cut(root, "devices/memballoon/stats")
+            if seconds:
+                reach(root, "devices/memballoon/stats").set("period", str(seconds))
 
 
 def _device(root: Element, alias: str) -> Element | None:
@@ -818,6 +855,7 @@ def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     _demand(not (orders and root.find("os/boot") is not None), "per-device boot elements beside os/boot")
     if not orders and root.find("os/boot") is None:
         ElementTree.SubElement(reach(root, "os"), "boot", {"dev": "hd"})
+    _complete_threads(root)
     _complete_devices(root, "q35" in kind.get("machine", ""))
     return root
 
@@ -838,6 +876,12 @@ def _complete_cpus(root: Element) -> None:
     if cpu.get("mode", "custom") == "custom" and cpu.find("model") is None:
         cpu.set("mode", "custom")
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = "qemu64"
+
+
+def _complete_threads(root: Element) -> None:
+    if root.find("devices/memballoon") is None:
+        ElementTree.SubElement(reach(root, "devices"), "memballoon", {"model": "virtio"})
+    _demand(io_threads.used(root) <= io_threads.numbers(root), "a disk names an I/O thread that is not defined")
 
 
 def _complete_devices(root: Element, q35: bool) -> None:

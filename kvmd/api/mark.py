@@ -174,3 +174,8 @@ def derived_mac(machine_id: str, owner: str, ref: Ref, interface: str) -> str:
     """The MAC that a NIC gets at creation, in QEMU's range 52:54:00."""
     digest = uuid.uuid5(_NAMESPACE_UUID, f"{machine_id}/{owner}/{ref}/{interface}").bytes
     return "52:54:00:" + ":".join(f"{octet:02x}" for octet in digest[:3])
+
+
+def derived_port_mac(machine_id: str, owner: str, ref: Ref, interface: str) -> str:
+    """The same for what may become a port: so high that no bridge, which takes the lowest of its ports, takes it."""
+    return "fe" + derived_mac(machine_id, owner, ref, interface)[2:]

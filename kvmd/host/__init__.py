@@ -14,6 +14,7 @@ from types import MappingProxyType
 from kvmd import ops
 from kvmd.errors import KvmdError
 from kvmd.host.checkpoint import Checkpoints
+from kvmd.host.errands import Errands
 from kvmd.host.files import Files
 from kvmd.host.forwarding import ForwardingFacts
 from kvmd.host.helpers import lacking
@@ -68,7 +69,8 @@ class Host:
         self._forwarding = ForwardingFacts(settings.libvirt.relist, wake)
         images = ImageStore(os.path.join(settings.paths.state, "images"))
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
-        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
+        errands = Errands(settings.backoff, wake)
+        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, errands), errands)
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm, self._lacking_links = usable_kvm(), lacking_links()
         self._lacking: tuple[str, ...] = ()
@@ -149,6 +151,7 @@ class Host:
         self.libvirt.mark_stale("", "")
         self.storage.facts.mark_stale()
         self._forwarding.mark_stale()
+        self.storage.errands.forget_failures()
         self._links_stale.set()
         self._host = None
 
@@ -220,6 +223,7 @@ class Host:
             machines=capabilities.machines,
             machine_types=capabilities.machine_types,
             lacking=self._lacking,
+            user_backends=capabilities.user_backends,
             users=users,
             groups=groups,
             lacking_links=self._lacking_links,

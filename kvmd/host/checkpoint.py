@@ -6,9 +6,11 @@ Or it is armed: whoever comes first of this process, the watchdog and the next k
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvmd.errors import KvmdError, Refused, Retry
 from kvmd.host.checkpoint_file import ARMED, MOVED, ROLLED_BACK, CheckpointFiles, Entry, boot_id
@@ -213,10 +215,17 @@ def roll_back(files: CheckpointFiles, links: Links, entry: Entry, why: str) -> s
                 found.rolled_back(f"{why}; the machine was started anew since, so nothing had to be put back")
             )
             return f"{entry.object}: not tried again: {why}, and the machine was started anew since"
-        restored = links.restore(found.record)
-        if not restored.changed:
+        begun, why = bool(found.why), found.why or why
+        restored = links.restore(found.record, lambda: _note(files, replace(found, why=why)))
+        if not restored.changed and not begun:
             files.remove(entry.object)
             return ""
         left = f"; could not be put back: {', '.join(restored.left)}" if restored.left else ""
         files.write(found.rolled_back(why + left))
         return f"rolled back: {why}{left}"
+
+
+def _note(files: CheckpointFiles, entry: Entry) -> None:
+    """Write down that putting back begins: who finds all of it back knows then that it was not always so."""
+    with contextlib.suppress(OSError):  # a full disk must not keep the network away
+        files.write(entry)

@@ -18,7 +18,8 @@ from typing import Any
 
 from kvmd.host.preflight_tools import output_of, read_text
 from kvmd.identity import kept
-from kvmd.observed import Forwarding, Key, Network
+from kvmd.network_facts import Forwarding
+from kvmd.observed import Key, Network
 
 FORWARDING = Key("forwarding", "")
 SPACING_SECONDS = 5.0  # between two reads, whatever others do to their rules
@@ -55,7 +56,7 @@ class ForwardingFacts:
         age = time.monotonic() - self._read_at
         if not self._facts:
             self._read(bridges, patient=False)
-        elif age > SPACING_SECONDS and (self._stale.is_set() or age > self._relist or self._other_rules()):
+        elif age > SPACING_SECONDS and (self._stale.is_set() or age > self._relist or self._in_doubt()):
             self._read_later(bridges)
         return self._facts
 
@@ -68,8 +69,10 @@ class ForwardingFacts:
             self._networks = facts, found
         return self._networks[1]
 
-    def _other_rules(self) -> bool:
-        return generation() != self._generation
+    def _in_doubt(self) -> bool:
+        known = self._facts[FORWARDING]
+        switched = (known.ipv4, known.ipv6, known.bridged) != _switches()
+        return switched or generation() != self._generation
 
     def _read_later(self, bridges: tuple[str, ...]) -> None:
         if self._busy.acquire(blocking=False):
@@ -122,9 +125,7 @@ def read(bridges: Iterable[str]) -> Forwarding:
     own = output_of("nft", "-s", "list", "table", "ip", "libvirt_network") or ""
     strict = _switch("ipv4/conf/all/rp_filter")
     return Forwarding(
-        ipv4=_switch("ipv4/ip_forward"),
-        ipv6=_switch("ipv6/conf/all/forwarding"),
-        bridged=_switch("bridge/bridge-nf-call-iptables"),
+        *_switches(),
         drops=":FORWARD DROP" in saved,
         rules=tuple(dict.fromkeys((*_iptables(saved), *_nftables(own)))),
         astray=tuple(
@@ -134,6 +135,12 @@ def read(bridges: Iterable[str]) -> Forwarding:
             for found in _astray(bridge)
         ),
     )
+
+
+def _switches() -> tuple[bool, bool, bool]:
+    """IPv4, IPv6, and whether frames within a bridge pass the firewall: three small reads."""
+    names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "bridge/bridge-nf-call-iptables")
+    return _switch(names[0]), _switch(names[1]), _switch(names[2])
 
 
 def _switch(name: str) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvmd.identity import kept
-from kvmd.observed import Key, Lease, Leases
+from kvmd.network_facts import Lease, Leases
+from kvmd.observed import Key
 
 FOLDER = "/var/lib/libvirt/dnsmasq"
 _SUFFIX = ".status"

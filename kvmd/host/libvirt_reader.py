@@ -19,6 +19,7 @@ from kvmd.host.libvirt_bulk import Bulk, worth_a_list
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
 from kvmd.host.passwords import hide_in
 from kvmd.host.snapshot_facts import snapshots_of
+from kvmd.host.user_backends import user_backends
 from kvmd.observed import Domain, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
 
@@ -89,6 +90,7 @@ class Capabilities:
     architecture: str = ""
     machines: tuple[tuple[str, str], ...] = ()
     machine_types: tuple[tuple[str, bool], ...] = ()
+    user_backends: tuple[str, ...] = ()
 
 
 def _capabilities(connection: Any) -> Capabilities:
@@ -108,6 +110,7 @@ def _capabilities(connection: Any) -> Capabilities:
         architecture,
         tuple(sorted(machines.items())),
         tuple(sorted(types.items())),
+        user_backends(connection, root),
     )
 
 

@@ -75,6 +75,7 @@ class Batch:
         self.all_routes: Sequence[bytes] = ()  # of every table, where addresses are to be moved
         self.neighbours: Sequence[bytes] = ()  # the same
         self.rules: Sequence[bytes] = ()  # the same
+        self.awaited: set[tuple[int, bytes]] = set()  # link and address of IPv6 that must be heard at before old goes
         self._created: dict[str, int] = {}  # name and index of what this batch creates
         self._creators = {
             operation.name: position

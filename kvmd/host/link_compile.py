@@ -15,12 +15,13 @@ from kvmd.host.link_checks import (
     Presence,
     check_master,
     check_removable,
+    check_way,
     find_route,
     held_by_failed_addition,
     same_subnet,
 )
 from kvmd.host.link_errors import GONE
-from kvmd.host.link_move import compile_move, compile_restore
+from kvmd.host.link_move import add_route, compile_move, compile_restore
 from kvmd.host.link_record import boot_seconds
 from kvmd.observed import Stacked
 from kvmd.ops import (
@@ -99,10 +100,8 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
             batch.expect_presence(position, index, Presence(True, cidr))
         case AddressDelete():
             _delete_address(batch, position, operation)
-        case RouteAdd(name=name, to=to, via=via, metric=metric):
-            index = batch.target(name, operation.index)
-            batch.add(Phase.ROUTE_ADD, position, encode.add_route(index, to, via, metric), index)
-            batch.expect_presence(position, index, Presence(True, "", to, via, metric))
+        case RouteAdd():
+            _add_route(batch, position, operation)
         case AddressesMove():
             compile_move(batch, position, operation)
         case AddressesRestore():
@@ -115,14 +114,15 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
 
 def _create_bridge(batch: Batch, position: int, operation: BridgeCreate) -> None:
     index, mtu = batch.index_of(operation.name), operation.mtu
-    # An MTU in the create message is overwritten by the first port's; one that is *changed* to stays.
+    # An MTU in the create message is overwritten by the first port's; one that is *changed* to stays, so it is
+    # changed before there is a port that may bring the very same one.
     provisional = None if mtu is None else mtu - 1 if mtu > 68 else mtu + 1
     request = encode.create_bridge(index, operation.name, operation.mac, provisional)
     batch.add(Phase.CREATE, position, request, index)
     batch.add(Phase.CREATE, position, encode.set_alias(index, operation.alias), index)
     batch.expect(position, index, "alias", operation.alias)
     if mtu is not None:
-        batch.add(Phase.ATTRIBUTE, position, encode.set_mtu(index, mtu), index)
+        batch.add(Phase.MARK, position, encode.set_mtu(index, mtu), index)
         batch.expect(position, index, "mtu", mtu)
     if operation.mac:
         batch.expect(position, index, "mac", operation.mac.lower())
@@ -222,7 +222,7 @@ def _delete_address(batch: Batch, position: int, operation: AddressDelete) -> No
         batch.expect_presence(position, index, Presence(True, other))
     for body in batch.before.static_routes(index) if lost else ():
         # While no address was left the kernel flushed the routes of the link.
-        batch.add(phase, position, encode.replay_route(body), index, tolerated=_ANY)
+        batch.add(phase, position, add_route(body), index, tolerated=_ANY)
 
 
 def _lost_with(batch: Batch, index: int, operation: AddressDelete) -> list[str]:
@@ -234,6 +234,14 @@ def _lost_with(batch: Batch, index: int, operation: AddressDelete) -> list[str]:
         other.cidr for other in batch.operations if isinstance(other, AddressAdd) and other.name == operation.name
     ]
     return [cidr for cidr in dict.fromkeys((*operation.keep, *added)) if same_subnet(operation.cidr, cidr)]
+
+
+def _add_route(batch: Batch, position: int, operation: RouteAdd) -> None:
+    index = batch.target(operation.name, operation.index)
+    to, via, metric = operation.to, operation.via, operation.metric
+    replaces = check_way(operation, index, batch.before, batch.operations)
+    batch.add(Phase.ROUTE_ADD, position, encode.add_route(index, to, via, metric, replaces), index)
+    batch.expect_presence(position, index, Presence(True, "", to, via, metric))
 
 
 def _delete_route(batch: Batch, position: int, operation: RouteDelete) -> None:

@@ -194,12 +194,12 @@ def _route_attributes(index: int, to: str, via: str, metric: int) -> tuple[int, 
     return (socket.AF_INET if version == 4 else socket.AF_INET6), length, parts
 
 
-def add_route(index: int, to: str, via: str, metric: int) -> Request:
-    """Add or replace a unicast route of the main table."""
+def add_route(index: int, to: str, via: str, metric: int, replace: bool = False) -> Request:
+    """Add a unicast route of the main table; without *replace* only where there is none of that metric."""
     family, length, parts = _route_attributes(index, to, via, metric)
     scope = _UNIVERSE if via or family == socket.AF_INET6 else _LINK
     head = struct.pack("=BBBBBBBBI", family, length, 0, 0, MAIN_TABLE, _STATIC, scope, _UNICAST, 0)
-    return Request(NEWROUTE, CREATE | REPLACE, head + parts)
+    return Request(NEWROUTE, CREATE | (REPLACE if replace else EXCLUSIVE), head + parts)
 
 
 def delete_route(index: int, to: str, via: str, metric: int) -> Request:

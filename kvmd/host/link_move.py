@@ -36,6 +36,7 @@ ALL_NEIGHBOURS: Final = struct.pack("=BxxxiHBB", 0, 0, 0, 0, 0)
 ALL_ROUTES: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)  # of every table
 ALL_RULES: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)
 LOCAL_TABLE: Final = 255
+LOCAL_ROUTES: Final = struct.pack("=BBBBBBBBI", socket.AF_INET6, 0, 0, 0, LOCAL_TABLE, 0, 0, 0, 0)
 KERNEL: Final = 2  # RTPROT_KERNEL
 
 _ADDRESS, _LOCAL, _LABEL, _CACHEINFO, _FLAGS, _PROTOCOL = 1, 2, 3, 6, 8, 11  # IFA_*
@@ -265,11 +266,11 @@ def compile_move(batch: Batch, position: int, operation: AddressesMove) -> None:
     # What leaves a bridge sends around it from the moment on that the kernel begins to take it out, for some 2 ms.
     back = batch.before.by_index.get(target)
     first = Phase.MOVE_BACK if back is not None and back.master_index == source else Phase.ADDRESS_ADD
+    for request in _neighbours(batch.neighbours, source, target):
+        batch.add(first, position, request, target, tolerated=_ANY)
     for request in (request for body in news for request in add_address(body)):
         batch.add(first, position, request, target)
-    if first is Phase.MOVE_BACK:
-        for request in _neighbours(batch.neighbours, source, target):
-            batch.add(first, position, request, target, tolerated=_ANY)
+    batch.awaited |= {(target, found) for body in news if (found := _local_of(body))}
     for body in through:
         if body[5] != KERNEL:
             batch.add(first, position, add_route(body), target, tolerated=_ANY)
@@ -321,7 +322,11 @@ def _on_target(
 
 
 def _neighbours(bodies: Iterable[bytes], source: int, target: int) -> list[Request]:
-    """What is known of the neighbours: a question from a port would be answered to the bridge."""
+    """What is known of the neighbours.
+
+    A question from a port would be answered to the bridge. A new bridge does not ask by IPv6 before its own
+    link-local address is proven, which takes a second or two, and what is sent meanwhile waits for the answer.
+    """
     requests = []
     for body in bodies:
         where, state = struct.unpack_from("=iH", body, 4)
@@ -330,6 +335,17 @@ def _neighbours(bodies: Iterable[bytes], source: int, target: int) -> list[Reque
             head = struct.pack("=BxxxiHBB", body[0], target, _STALE, 0, 0)
             requests.append(Request(NEWNEIGH, CREATE | REPLACE, head + _packed(parts)))
     return requests
+
+
+def _local_of(body: bytes) -> bytes:
+    """The address of IPv6 that a message shows; empty for IPv4, whose local route comes with it."""
+    parts = dict(walk(body, 8))
+    return parts.get(_LOCAL) or parts.get(_ADDRESS, b"") if body[0] == socket.AF_INET6 else b""
+
+
+def local_routes(bodies: Iterable[bytes]) -> set[tuple[int, bytes]]:
+    """Link and address of each local route."""
+    return {(route_link(body), dict(walk(body, 12)).get(_DESTINATION, b"")) for body in bodies}
 
 
 def _is_default(body: bytes, operation: AddressesMove) -> bool:

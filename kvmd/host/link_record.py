@@ -129,6 +129,7 @@ def restore(
     record: Record,
     look: Callable[[], tuple[Snapshot, Sequence[bytes]]],
     send: Callable[[Sequence[Request]], list[Failure | None]],
+    begin: Callable[[], object],
 ) -> Restored:
     """Look, send what is missing, look again, until nothing is; whatever can be put back is."""
     changed = False
@@ -139,6 +140,8 @@ def restore(
         requests = requests_towards(record, now, routes)
         if not requests:
             break
+        if not changed:
+            begin()
         changed = True
         failures = [failure.text or f"errno {failure.errno}" for failure in send(requests) if failure]
     gone = [link.name for link in record.links if now.by_index.get(link.index) is None]

@@ -12,6 +12,7 @@ from kvmd.errors import Retry
 from kvmd.host.preflight_tools import output_of
 
 # A reservation that no network has: libvirt writes the rules of a network anew when one is to go, there or not.
+_MANGLE = ("mangle", "POSTROUTING", "LIBVIRT_PRT")
 _NOBODY = "<host mac='52:54:00:00:00:00' ip='192.0.2.1'/>"
 
 
@@ -24,9 +25,14 @@ def repair(operation: ops.NetworkRepair, network: Any) -> None:
                 file.write("1\n")
         except OSError as error:
             raise Retry(f"{path} cannot be written: {error.strerror}", hint=f"sysctl -w {name}=1") from None
-    for table, parent, chain in operation.jumps:
-        output_of("iptables", "-w", "5", "-t", table, "-N", chain)
-        output_of("iptables", "-w", "5", "-t", table, "-I", parent, "-j", chain)
+    # libvirt writes nothing at all where one of its chains is gone: those of IPv6 and of the table mangle count, too.
+    jumps = (*operation.jumps, _MANGLE) if operation.jumps else ()
+    for tool in ("iptables", "ip6tables"):
+        for table, parent, chain in jumps:
+            command = (tool, "-w", "5", "-t", table)
+            if output_of(*command, "-C", parent, "-j", chain):  # silent where it is there
+                output_of(*command, "-N", chain)
+                output_of(*command, "-I", parent, "-j", chain)
     if operation.rules:
         section, delete = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE
         with contextlib.suppress(libvirt.libvirtError):  # that nobody has it

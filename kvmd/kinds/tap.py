@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from kvmd import ops
 from kvmd.api.bridge_settings import PORT, Numbers
+from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
@@ -80,7 +81,9 @@ class Spec(SpecModel):
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1500, ge=68, le=65521
     )
     mac: Mac | None = leaf(
-        None, about="MAC of the host's side; null leaves the kernel's choice.", example="fe:54:00:00:00:01"
+        None,
+        about="MAC of the host's side; null gives it one that no bridge takes for its own.",
+        example="fe:54:00:00:00:01",
     )
     port: PortSettings = branch(factory=PortSettings, about="What the bridge does with this port.")
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
@@ -163,8 +166,9 @@ def plan(ref: Ref, look: Look) -> Draft:
         holder = _number(want.owner), _number(want.group)
         create = ops.TapCreate(name, alias, "tap", *holder, spec.multi_queue, spec.vnet_hdr)
         port = wished(PORT, of_port(resource.written.get("port"), None))
+        mac = spec.mac or derived_port_mac(look.host().machine_id, look.rules.owner, ref, "tap")
         master = str(want.bridge) or None
-        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=master, port_settings=port, up=True)
+        join = ops.LinkSet(name, mtu=spec.mtu, mac=mac, master=master, port_settings=port, up=True)
         return Draft((create, join), needs=needs, status=link_status(None))
     want, changes = _compare(resource, link, look)
     of_the_port = _port(resource, link, want, look)

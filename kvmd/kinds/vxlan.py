@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.mark import derived_mac
+from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Address, Integer, LinkName
 from kvmd.api.resource import Ref
 from kvmd.api.schema import leaf
@@ -127,7 +127,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         want.local,
         want.remote or want.group,
         spec.port,
-        derived_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
+        derived_port_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
         spec.mtu,
     )
     return plan_stacked(resource, link, Wish(create, want, seen, _FIXED, spec.addresses, spec.bridge), look)

@@ -14,6 +14,9 @@ from kvmd.ops.domain import (
     DomainDetach,
     DomainResume,
     DomainSetAutostart,
+    DomainSetBalloonPeriod,
+    DomainSetIoThreads,
+    DomainSetIoTune,
     DomainSetMark,
     DomainSetMemory,
     DomainSetOnReboot,
@@ -57,9 +60,11 @@ from kvmd.ops.snapshot import (
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
+    NOBODY,
     ImageFetch,
     ImageMark,
     ImageRemove,
+    Login,
     PoolDefine,
     PoolMark,
     PoolSetAutostart,
@@ -76,6 +81,7 @@ from kvmd.ops.storage import (
 )
 
 __all__ = [
+    "NOBODY",
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
@@ -87,6 +93,9 @@ __all__ = [
     "DomainDetach",
     "DomainResume",
     "DomainSetAutostart",
+    "DomainSetBalloonPeriod",
+    "DomainSetIoThreads",
+    "DomainSetIoTune",
     "DomainSetMark",
     "DomainSetMemory",
     "DomainSetOnReboot",
@@ -104,6 +113,7 @@ __all__ = [
     "LinkDelete",
     "LinkOp",
     "LinkSet",
+    "Login",
     "NetworkDefine",
     "NetworkRepair",
     "NetworkRestart",

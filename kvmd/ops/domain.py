@@ -99,6 +99,49 @@ class DomainSetMemory(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class DomainSetIoTune(Op):
+    """Set every limit of a disk of a running guest, under libvirt's names; 0 is none."""
+
+    uuid: str
+    target: str  # what libvirt calls the disk: vda
+    limits: tuple[tuple[str, int], ...]
+    verb: ClassVar[str] = "set limits of disk of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        said = ", ".join(f"{name} {value}" for name, value in self.limits if value) or "none"
+        return f"set limits of {self.target} of running domain {self.name}: {said}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetIoThreads(Op):
+    """Add and take away threads of a running QEMU that serve disks, by their numbers."""
+
+    uuid: str
+    add: tuple[int, ...] = ()
+    remove: tuple[int, ...] = ()
+    verb: ClassVar[str] = "set I/O threads of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        words = [f"add {number}" for number in self.add] + [f"remove {number}" for number in self.remove]
+        return f"{' and '.join(words)} of the I/O threads of running domain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetBalloonPeriod(Op):
+    """How often the balloon driver of a running guest tells of its memory, in seconds; 0 is never."""
+
+    uuid: str
+    seconds: int
+    verb: ClassVar[str] = "set period of memory statistics of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} to {self.seconds} s"
+
+
+@dataclass(frozen=True, slots=True)
 class DomainAttach(Op):
     """Plug into the running guest the device that its definition holds under *alias*."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvmd.observed import Key, Lease, Leases
+from kvmd.network_facts import Lease, Leases
+from kvmd.observed import Key
 from kvmd.plan.look import Look
 
 

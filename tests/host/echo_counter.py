@@ -1,4 +1,4 @@
-"""Count ICMP echoes at two TAPs: what left one guest, and what did not reach the other; told on each line of input.
+"""Count ICMP echoes at links: what came in from a guest or from outside, and did not go out again; told when asked.
 
 A guest that is slow because the machine is busy loses nothing, and pings by its own clock would say that it did.
 """
@@ -11,49 +11,51 @@ import sys
 import time
 
 ICMP, REQUEST, REPLY = 1, 8, 0
-SETTLE_SECONDS = 0.3  # a packet may be between the two TAPs when the count is asked for
+SETTLE_SECONDS = 2.0  # between two links a packet may wait for a slow guest to say its address
 
 
-def echo_in(frame: bytes) -> tuple[int, bytes] | None:
-    """The type and the identity (identifier and sequence) of an ICMP echo over IPv4."""
+def echo_in(frame: bytes) -> tuple[bytes, ...] | None:
+    """What names an ICMP echo wherever it is seen: NAT changes where a request comes from and a reply goes to."""
     if frame[12:14] != b"\x08\x00" or frame[23] != ICMP:
         return None
     start = 14 + (frame[14] & 15) * 4
-    return (frame[start], frame[start + 4 : start + 8]) if frame[start] in (REQUEST, REPLY) else None
+    kind, number = frame[start], frame[start + 4 : start + 8]
+    if kind not in (REQUEST, REPLY):
+        return None
+    return frame[start : start + 1], number, frame[30:34] if kind == REQUEST else frame[26:30]
 
 
-def main(first: str, second: str) -> None:
-    """Two sockets; of each echo that comes in from a guest, when; of each that goes out to the other, that it did."""
-    sockets = {}
-    for name in (first, second):
+def main(*names: str) -> None:
+    """A socket a link; each line of input is answered by how many came in, and where those that were lost."""
+    sockets: dict[socket.socket, str] = {}
+    for name in names:
         listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         listener.bind((name, 0))
         sockets[listener] = name
-    sent: dict[tuple[str, int, bytes], float] = {}
-    arrived: set[tuple[str, int, bytes]] = set()
+    sent: dict[tuple[bytes, ...], tuple[float, str]] = {}
+    arrived: set[tuple[bytes, ...]] = set()
     print("ready", flush=True)
     while True:
         ready = select.select([*sockets, sys.stdin], [], [])[0]
+        if ready == [sys.stdin]:  # so everything that came before the question has been seen
+            if not sys.stdin.readline():
+                return
+            late = time.monotonic() - SETTLE_SECONDS
+            counted = [echo for echo, (at, _) in sent.items() if at < late]
+            lost = [f"{sent[echo][1]}:type{echo[0][0]}" for echo in counted if echo not in arrived]
+            print(len(counted), *lost, flush=True)
+            continue
         for source in ready:
-            if source is sys.stdin and len(ready) > 1:
-                continue  # first everything that came before the question
             if source is sys.stdin:
-                if not sys.stdin.readline():
-                    return
-                late = time.monotonic() - SETTLE_SECONDS
-                counted = [key for key, at in sent.items() if at < late]
-                print(len(counted), sum(key not in arrived for key in counted), flush=True)
                 continue
             frame, address = source.recvfrom(2048)
             echo = echo_in(frame)
             if echo is None:
                 continue
-            name = sockets[source]
             if address[2] == socket.PACKET_OUTGOING:
-                arrived.add((second if name == first else first, *echo))
+                arrived.add(echo)
             else:
-                sent.setdefault((name, *echo), time.monotonic())
+                sent.setdefault(echo, (time.monotonic(), sockets[source]))
 
 
 if __name__ == "__main__":

@@ -272,6 +272,9 @@ def test_the_mtu_of_a_bridge_does_not_follow_its_ports(world: World) -> None:
     world.do(LinkSet("tap0", mtu=1300), LinkSet("tap0", master="br0"))
     world.do(LinkSet("tap0", mtu=1200))
     assert world.net.links()["br0"]["mtu"] == 1500
+    world.do(BridgeCreate("br1", BRIDGE_MARK, mtu=1500), TapCreate("tap1", TAP_MARK), LinkSet("tap1", master="br1"))
+    world.do(LinkSet("tap1", mtu=1200))  # it came with the bridge, and with its MTU
+    assert world.net.links()["br1"]["mtu"] == 1500
 
 
 # ------------------------------------------------------------------------------------------------- TAPs
@@ -410,6 +413,20 @@ def test_routes_come_change_and_go(world: World) -> None:
     assert {route.to for route in world.look()["br0"].routes if ":" not in route.to} == {"10.9.0.0/24"}
     (result,) = world.fail(RouteAdd("br0", index, "10.6.0.0/16", "192.0.2.1"))
     assert isinstance(result, Retry) and "gateway" in result.message
+
+
+def test_a_route_of_somebody_else_is_never_replaced(world: World) -> None:
+    world.net.shell(
+        "ip link add v0 type veth peer v1; ip link set v0 up; ip link set v1 up; ip addr add 10.9.0.1/24 dev v0;"
+        "ip route add 10.8.0.0/16 dev v0; ip route add blackhole 10.7.0.0/16; ip -6 route add fd08::/64 dev v0"
+    )
+    before = world.net.ip("route show"), world.net.ip("-6 route show dev v0")
+    world.do(TapCreate("tun0", TAP_MARK, "tun"), LinkSet("tun0", up=True))
+    routes = [RouteAdd("tun0", 0, to) for to in ("10.8.0.0/16", "10.7.0.0/16", "fd08::/64")]
+    results = world.fail(*routes)
+    assert [type(result) for result in results] == [Refused] * 3 and "reached through v0" in str(results[0])
+    assert (world.net.ip("route show"), world.net.ip("-6 route show dev v0")) == before
+    world.do(*(RouteAdd("tun0", 0, route.to, "", 7) for route in routes))
 
 
 def test_a_link_is_never_bounced(world: World) -> None:

@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from kvmd import ops, xmlmap
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.kinds.network.document import ROUTED, State
-from kvmd.observed import Forwarding, Key, Link
+from kvmd.network_facts import Forwarding
+from kvmd.observed import Key, Link
 from kvmd.observed import Network as Fact
 from kvmd.plan.difference import LEAVE
 from kvmd.plan.look import Look
 
+# Where libvirt's chains are jumped to from; one process of it makes them once, and writes no rule where one is gone.
 _JUMPS = {
+    "LIBVIRT_INP": ("filter", "INPUT"),
+    "LIBVIRT_OUT": ("filter", "OUTPUT"),
     "LIBVIRT_FWO": ("filter", "FORWARD"),
     "LIBVIRT_FWI": ("filter", "FORWARD"),
+    "LIBVIRT_FWX": ("filter", "FORWARD"),
     "LIBVIRT_PRT": ("nat", "POSTROUTING"),
 }
 _NFT = {"LIBVIRT_FWO": "guest_output", "LIBVIRT_FWI": "guest_input", "LIBVIRT_PRT": "guest_nat"}
@@ -76,7 +81,7 @@ def health(network: Fact, repair: bool, look: Look) -> tuple[tuple[Condition, ..
     switches = _switches(live, fact)
     rules = [rule for rule in required(live, network.bridge) if not rule.is_in(fact.rules)]
     own_table = any(rule.startswith("nft ") for rule in fact.rules)
-    jumps = [] if own_table or not required(live, network.bridge) else _jumps(live, fact)
+    jumps = [] if own_table or not required(live, network.bridge) else _jumps(fact)
     told = [*_others(network, live, fact)]
     if (switches or rules or jumps) and repair:
         act = ops.NetworkRepair(network.name, network.uuid, switches, tuple(jumps), bool(rules or jumps))
@@ -101,12 +106,11 @@ def _switches(live: State, fact: Forwarding) -> tuple[str, ...]:
     return (*found, *([] if fact.ipv6 or 6 not in versions else ["net.ipv6.conf.all.forwarding"]))
 
 
-def _jumps(live: State, fact: Forwarding) -> list[tuple[str, str, str]]:
-    """Table, chain and what should jump there."""
-    wanted = {chain: place for chain, place in _JUMPS.items() if chain != "LIBVIRT_PRT" or live.forward == "nat"}
+def _jumps(fact: Forwarding) -> list[tuple[str, str, str]]:
+    """Table, chain and what it should jump to."""
     return [
         (table, parent, chain)
-        for chain, (table, parent) in wanted.items()
+        for chain, (table, parent) in _JUMPS.items()
         if f"{table} -A {parent} -j {chain}" not in fact.rules
     ]
 

@@ -16,7 +16,9 @@ from kvmd.plan.wording import Described, Wording, put, said
 from kvmd.xmlmap import Element
 
 # What the language reaches, or libvirt adds to every domain by itself.
-_SAID = frozenset(("name", "uuid", "metadata", "memory", "currentMemory", "vcpu", "os", "cpu", "features", "clock"))
+_SAID = frozenset(
+    ("name", "uuid", "metadata", "memory", "currentMemory", "vcpu", "os", "cpu", "features", "clock", "iothreads")
+)
 _BY_ITSELF = frozenset(("on_poweroff", "on_reboot", "on_crash", "pm", "devices", "resource", "seclabel"))
 _SAID_DEVICES = frozenset(("disk", "interface", "serial", "channel", "rng", "filesystem"))
 _DEVICES_BY_ITSELF = frozenset(("emulator", "console", "controller", "input", "memballoon", "audio"))
@@ -83,7 +85,7 @@ def _is_sayable(nic: NicState) -> bool:
 
 
 def _disk(disk: DiskState) -> dict[str, Any]:
-    spec = {"name": disk.name} | said(disk)
+    spec = {"name": disk.name} | said(disk, skip=frozenset({"authFrom"}))
     if disk.device == "cdrom":
         path = spec.pop("path", None)
         for word in ("format", "readOnly"):
@@ -97,6 +99,9 @@ def _nic(nic: NicState) -> dict[str, Any]:
     kind, _, name = nic.attachment.partition(":")
     if kind != "user":
         spec[kind] = name
+        return spec
+    if name == "passt":
+        spec["user"] = {"backend": "passt"}
         return spec
     ports = (item.split("/") for item in name.split(",") if item)
     forwards = [{"protocol": protocol, "host": int(host), "guest": int(guest)} for protocol, host, guest in ports]
@@ -113,6 +118,7 @@ def _unsaid(root: Element, state: State, plugged: bool) -> list[str]:
     devices |= {"sound"} if state.sound in get_args(SoundModel) else set()
     found += [f"device <{element.tag}>" for element in root.findall("devices/*") if element.tag not in devices]
     found += [f"share {share.tag}" for share in state.shares if not _is_share(share)]
+    found += [f"login of disk {disk.target}" for disk in state.disks if disk.auth]
     found += [f"disk {disk.target}" for disk in state.disks if not _reaches(disk)]
     found += [f"NIC {nic.mac} ({nic.attachment})" for nic in state.interfaces if not _is_sayable(nic)]
     return list(dict.fromkeys(found))

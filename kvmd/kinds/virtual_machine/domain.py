@@ -9,8 +9,10 @@ from typing import Any
 
 from kvmd import xmlmap
 from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
+from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG, SOUND, TABLET
+from kvmd.kinds.virtual_machine.io_tune import IoTuneState
 from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
@@ -33,12 +35,13 @@ def _source_get(root: Element) -> str | None:
 
 def _source_put(root: Element, path: str | None) -> None:
     """A path under /dev is a block device; an empty tray has no source, and no server."""
+    auth = root.find("source/auth")
     xmlmap.cut(root, "source")
     if path is None:
         root.set("type", "file" if root.get("type") == "network" else root.get("type", "file"))
         return
     if remote.is_url(path):
-        remote.source_put(root, path)
+        remote.source_put(root, path, auth)
         return
     block = path.startswith("/dev/")
     root.set("type", "block" if block else "file")
@@ -73,7 +76,7 @@ def _or(place: Place, default: Any) -> Place:
 
 
 @dataclass(frozen=True, slots=True)
-class DiskState:
+class DiskState(IoTuneState):
     """A disk or CD-ROM. *source* of a CD-ROM is its medium."""
 
     name: str
@@ -87,7 +90,12 @@ class DiskState:
     cache: str = field(metadata=at("cache", xml=_or(xmlmap.attribute("driver", "cache"), "default")))
     io: str = field(metadata=at("io", xml=_or(xmlmap.attribute("driver", "io"), "default")))
     discard: str = field(metadata=at("discard", xml=_or(xmlmap.attribute("driver", "discard"), "default")))
+    detect_zeroes: str = field(
+        metadata=at("detectZeroes", xml=_or(xmlmap.attribute("driver", "detect_zeroes"), "default"))
+    )
+    io_thread: int | None = field(metadata=at("ioThread", xml=xmlmap.number(xmlmap.attribute("driver", "iothread"))))
     target: str = ""
+    auth: str | None = field(default=None, metadata=at("authFrom", xml=remote.AUTH))  # user and secret
 
 
 _TYPES = {"network": "network", "bridge": "bridge", "ethernet": "tap", "user": "user", "direct": "direct"}
@@ -108,7 +116,8 @@ def _attachment_get(root: Element) -> str:
             for forward in root.findall("portForward")
             for item in forward.findall("range")
         )
-        return f"user:{ports}"
+        backend = root.find("backend")
+        return f"user:{ports or ('' if backend is None else backend.get('type', ''))}"
     return kind
 
 
@@ -127,14 +136,14 @@ def _attachment_put(root: Element, attachment: str) -> None:
         ElementTree.SubElement(root, "target", {"dev": name, "managed": "no"})
     elif name:
         ElementTree.SubElement(root, "backend", {"type": "passt"})
-        for item in name.split(","):
+        for item in name.split(",") if name != "passt" else ():
             protocol, host, guest = item.split("/")
             forward = ElementTree.SubElement(root, "portForward", {"proto": protocol})
             ElementTree.SubElement(forward, "range", {"start": host, "to": guest})
 
 
 @dataclass(frozen=True, slots=True)
-class NicState:
+class NicState(BandwidthState):
     """A NIC. *attachment*: ``network:default``, ``bridge:br0``, ``tap:tap1``, ``user:``, ``direct:eno1/bridge``."""
 
     name: str
@@ -142,6 +151,7 @@ class NicState:
     mac: str = field(metadata=at("mac", xml=xmlmap.attribute("mac", "address")))
     model: str | None = field(metadata=at("model", xml=xmlmap.attribute("model", "type")))
     link: str = field(metadata=at("link", xml=_or(xmlmap.attribute("link", "state"), "up")))
+    queues: int | None = field(metadata=at("queues", xml=xmlmap.number(xmlmap.attribute("driver", "queues"))))
     boot_order: int | None = field(metadata=at("bootOrder", xml=BOOT_ORDER))
     target: str = ""
 

@@ -59,8 +59,8 @@ def files(spec: Spec) -> tuple[str, ...]:
 
 def _named(spec: Spec) -> tuple[str, ...]:
     """Every file and folder that must be there before it starts, and where consoles are written."""
-    installer = spec.install.source.path if spec.install else None
-    parts = (files_of(spec), folders_of(spec), consoles_of(spec), (installer,) if installer else ())
+    installer = files_of(install.with_installer(spec, install.WAITING))
+    parts = (files_of(spec), folders_of(spec), consoles_of(spec), installer)
     return tuple(dict.fromkeys(path for part in parts for path in part))
 
 

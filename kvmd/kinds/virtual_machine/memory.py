@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import MEBIBYTE
 from kvmd.errors import Unsupported
+from kvmd.kinds.virtual_machine import balloon
 from kvmd.observed import Domain
 from kvmd.xmlmap import Element, Place
 
@@ -251,7 +252,7 @@ def live_change(domain: Domain, root: Element, guest: int) -> ops.Op | None:
 
 
 def _inflate(domain: Domain, root: Element, guest: int) -> ops.Op | None:
-    if guest > (maximum_of(root) or 0):
+    if guest > (maximum_of(root) or 0) or balloon.MODEL.get(root) == "none":
         return None
     return ops.DomainSetMemory(domain.name, domain.uuid, guest)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import memory, power, snapshots, unplug
-from kvmd.kinds.virtual_machine.board import written_at_boot
+from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
+from kvmd.kinds.virtual_machine.leaving import to_leave
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.restart import due
@@ -36,13 +36,14 @@ def running(guest: Guest, look: Look) -> Running:
         return Running()
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
-    before = written_at_boot(domain) | unplug.left_behind(root, want)
-    found = owned_changes(differences(state, want), guest.resource, guest.applied, before)
+    also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
+    found = install.without_empty_tray(found)
     changes = live_changes(domain, root, guest.known, (state, want), found)
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
     plugging, untaken = _untaken(guest, root, look.now)

@@ -11,21 +11,21 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import direct, filesystems, host_devices
+from kvmd.kinds.virtual_machine import bandwidth, direct, filesystems, host_devices, user_network
+from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import nvram_path
 from kvmd.kinds.virtual_machine.graphics import screen_of
+from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
 from kvmd.plan.look import Look
 from kvmd.plan.model import Applied
-
-# <backend type='passt'/>: in libvirt since 9.0, but Debian 12 builds it without (define fails with code 27).
-PASST_SINCE = 9_001_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +118,23 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
 def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str, Any]:
     """What the machine has one of."""
     firmware, watchdog, tpm = spec.firmware, spec.devices.watchdog, spec.devices.tpm
+    balloon = spec.devices.balloon or Balloon()
     screen = screen_of(ref, spec.devices.graphics, spec.devices.video, look)
     uuid = domain.uuid if domain is not None else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     return {
         "firmware": firmware.type if firmware else "bios",
         "secure_boot": firmware.secure_boot if firmware else False,
         "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
+        "io_threads": spec.io_threads,
         "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
         "graphics": screen.type,
         "listen": screen.listen,
         "password": screen.password,
         "secrets": screen.secrets,
         "video": screen.video,
+        "balloon": balloon.model,
+        "balloon_period": balloon.stats_period_seconds,
+        "free_page_reporting": balloon.free_page_reporting,
         "watchdog": watchdog.model if watchdog else None,
         "watchdog_action": watchdog.action if watchdog else None,
         "tpm": tpm.model if tpm else None,
@@ -189,6 +194,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -202,7 +208,11 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 cache=disk.cache,
                 io=disk.io,
                 discard=disk.discard,
+                detect_zeroes=disk.detect_zeroes,
+                io_thread=disk.io_thread,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
+                **limits_of(disk.io_tune),
             )
         )
     return tuple(found)
@@ -218,7 +228,9 @@ def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState
         mac=nic.mac or (before.mac if before is not None else derived),
         model=nic.model,
         link=nic.link,
+        queues=nic.queues,
         boot_order=nic.boot_order,
+        **bandwidth.limits_of(nic.bandwidth),
     )
 
 
@@ -233,11 +245,4 @@ def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
         return f"{nic.attachment}:{look.key(target).name}"
     if nic.direct is not None:
         return direct.attachment_of(nic, ref, look)
-    assert nic.user is not None
-    if nic.user.port_forward and look.host().libvirt_version < PASST_SINCE:
-        raise Unsupported(
-            f"{ref}: interface {nic.name} asks for portForward, which needs passt in libvirt 9.1 or newer",
-            hint="take portForward out, or attach the NIC to a Network",
-        )
-    ports = ",".join(f"{item.protocol}/{item.host}/{item.guest}" for item in nic.user.port_forward)
-    return f"user:{ports}"
+    return user_network.attachment_of(nic, ref, look)
