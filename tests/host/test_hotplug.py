@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -140,6 +142,19 @@ def test_a_guest_that_never_lets_go_of_its_disk_is_asked_again_and_holds_up_noth
     at_rest(agent, "web")
 
 
+def test_a_device_of_the_host_is_refused_until_policy_names_it(running: Agent) -> None:
+    agent, hermetic = running, running.hermetic
+    agent.write("web.yaml", vm("web", more="  hostDevices: [{name: key, usb: '046d:c52b'}]"))
+    said = agent.wait_condition("VirtualMachine/web", "Stalled")
+    assert said["reason"] == "Refused" and "policy: {hostDevices: ['usb:046d:c52b']}" in said["message"]
+    settings = json.loads(agent.config.read_text())
+    settings["policy"]["hostDevices"] = ["usb:046d:*"]
+    agent.config.write_text(json.dumps(settings))
+    os.kill(agent.pid(), signal.SIGHUP)
+    at_rest(agent, "web")
+    assert "<product id='0xc52b'/>" in hermetic.virsh("dumpxml", "web")
+
+
 HUGE = Path("/proc/sys/vm/nr_hugepages")
 
 
@@ -166,17 +181,19 @@ def huge_pages(hermetic: Hermetic) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_huge_pages_and_spice_with_tablet_and_sound(running: Agent, tmp_path: Path) -> None:
+def test_huge_pages_spice_tablet_sound_and_9p_in_one_machine(running: Agent, tmp_path: Path) -> None:
     agent, hermetic = running, running.hermetic
     secret = tmp_path / "spice"
     secret.write_text("word1234")
     secret.chmod(0o600)
     graphics = f"graphics: {{type: spice, passwordFrom: {{file: {secret}}}}}"
-    screen = f"  devices: {{{graphics}, tablet: true, sound: ich9}}"
+    share = f"  filesystems: [{{name: old, path: {tmp_path}, type: 9p, readOnly: true}}]"
+    screen = f"  devices: {{{graphics}, tablet: true, sound: ich9}}\n{share}"
     agent.write("web.yaml", vm("web", "Always", memory="64Mi, hugepages: {size: 2Mi}", more=screen))
     at_rest(agent, "web", 60)
     live = hermetic.virsh("dumpxml", "web")
     assert "<hugepages>" in live and "type='spice'" in live
     assert "<input type='tablet' bus='usb'>" in live and "<sound model='ich9'>" in live
+    assert "<target dir='old'/>" in live and "<readonly/>" in live
     free = int(re.findall(r"HugePages_Free: *(\d+)", Path("/proc/meminfo").read_text())[0])
     assert free <= 48 - 32
