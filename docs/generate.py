@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the generated parts of the documentation: tables of the language, and the help of every command.
+"""Write the generated parts of the documentation: tables of the language and of what tests show, help of commands.
 
 A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Run: python docs/generate.py
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 
 DOCS = Path(__file__).resolve().parent
-FILES = (DOCS / "language.md", DOCS / "commands.md")
+FILES = (DOCS / "language.md", DOCS / "commands.md", DOCS / "fields.md")
 PART = re.compile(r"(<!-- generated: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-sys.path.insert(0, str(DOCS.parent))
+sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "tests")]
 
 
 def part(name: str) -> str:
@@ -30,9 +30,30 @@ def part(name: str) -> str:
 
         kinds = {kind: Entry(item.Spec, item.PLURAL, item.SHORT) for kind, item in CONTROLLERS.items()}
         return f"\n{kinds_reference(kinds)}\n"
+    if name == "fields":
+        return f"\n{fields()}\n"
     if name.startswith("help"):
         return f"```text\n{help_of(name.removeprefix('help').strip())}```\n"
     raise SystemExit(f"docs/generate.py knows no part called '{name}'")
+
+
+def fields() -> str:
+    """A table for each kind: every leaf, how a change of it lands, and the test that shows it."""
+    from shown import NOT_SHOWN, shown
+
+    from kvmd.kinds import CONTROLLERS
+    from kvmd.render.reference import shown_reference
+
+    tests = {field: [_link(test) for test in found] for field, found in shown().items()}
+    for (kind, leaf), (case, why) in NOT_SHOWN.items():
+        tests[kind, leaf] = [f"planning case [{case}](../tests/cases/{kind}/{case}): {why}"]
+    specs = {kind: item.Spec for kind, item in CONTROLLERS.items()}
+    return shown_reference(specs, lambda kind, leaf: ", ".join(tests.get((kind, leaf), [])))
+
+
+def _link(test: str) -> str:
+    file, _, name = test.partition("::")
+    return f"[{name}](../tests/{file})"
 
 
 def help_of(command: str) -> str:

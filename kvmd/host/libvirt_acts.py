@@ -13,7 +13,7 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import Refused, Stale
-from kvmd.host import power_button, snapshot_acts
+from kvmd.host import hot_plug, power_button, snapshot_acts
 from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
@@ -162,9 +162,7 @@ class LibvirtActs:
             case ops.DomainSetBalloonPeriod(seconds=seconds):
                 domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
-                device = _defined_device(domain, alias)
-                with lent(self._connection, device):
-                    domain.attachDeviceFlags(device, LIVE)
+                hot_plug.attach(domain, alias)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
@@ -254,17 +252,6 @@ def _undefine(domain: Any, nvram: bool) -> None:
     flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
-
-
-def _defined_device(domain: Any, alias: str) -> str:
-    """The element that the definition holds under an alias: attached as it is, it gets the same address."""
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    root = ElementTree.fromstring(domain.XMLDesc(flags))
-    for device in root.findall("devices/*"):
-        found = device.find("alias")
-        if found is not None and found.get("name") == alias:
-            return ElementTree.tostring(device, encoding="unicode")
-    raise Stale(f"the definition of {domain.name()} no longer has a device {alias}")
 
 
 def _detach(domain: Any, alias: str, xml: str) -> None:

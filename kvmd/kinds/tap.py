@@ -26,6 +26,7 @@ from kvmd.plan.bridge_settings import (
 )
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import (
+    KERNEL_MTU,
     account,
     alias_for,
     let_go,
@@ -47,7 +48,6 @@ SHORT = "tap"
 host_key = link_key
 
 _UNHELD = ("owner", "group", "multiQueue", "vnetHdr")  # what the kernel changes of a TAP that nobody holds
-KERNEL_MTU = 1500
 
 
 class Spec(SpecModel):
@@ -106,7 +106,7 @@ class State:
     bridge: str | Leave = field(metadata=at("bridge"))
     multi_queue: bool = field(metadata=at("multiQueue"))
     vnet_hdr: bool | Leave = field(metadata=at("vnetHdr"))
-    mtu: int | Leave = field(metadata=at("mtu"))
+    mtu: int = field(metadata=at("mtu"))
     mac: str | Leave = field(metadata=at("mac"))
 
 
@@ -192,16 +192,15 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
 
 
 def _wanted(resource: Resource, link: Link | None, look: Look) -> State:
-    spec, applied = resource.spec, look.applied(resource.ref)
+    spec = resource.spec
     assert isinstance(spec, Spec)
-    former = applied.written.get("mtu") if applied else None
     return State(
         owner=account("user", spec.owner, look),
         group=account("group", spec.group, look),
         bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
         multi_queue=spec.multi_queue,
         vnet_hdr=LEAVE if link is not None and link.carrier else spec.vnet_hdr,
-        mtu=spec.mtu or (KERNEL_MTU if former else LEAVE),
+        mtu=KERNEL_MTU if spec.mtu is None else spec.mtu,  # compared where somebody wrote it, now or before
         mac=LEAVE if spec.mac is None else spec.mac,
     )
 

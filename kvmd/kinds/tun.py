@@ -16,6 +16,7 @@ from kvmd.errors import Blocked
 from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change
 from kvmd.plan.links import (
+    KERNEL_MTU,
     account,
     address_claims,
     address_operations,
@@ -171,11 +172,12 @@ def _attributes(
     link: Link, spec: Spec, account_of: tuple[int | None, int | None], owned: frozenset[str], alias: str
 ) -> tuple[list[ops.Op], list[Change], list[Pending]]:
     changes: list[Change] = []
-    if spec.mtu is not None and spec.mtu != link.mtu:
-        changes.append(Change("mtu", link.mtu, spec.mtu))
+    wanted = KERNEL_MTU if spec.mtu is None else spec.mtu
+    if "mtu" in owned and wanted != link.mtu:
+        changes.append(Change("mtu", link.mtu, wanted))
     operations: list[ops.Op] = []
     alias_change = alias if link.alias != alias else None
-    mtu = spec.mtu if changes else None
+    mtu = wanted if changes else None
     up = None if link.up else True
     if alias_change is not None or mtu is not None or up is not None:
         operations.append(ops.LinkSet(link.name, link.index, alias=alias_change, mtu=mtu, up=up))

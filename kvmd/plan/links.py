@@ -16,6 +16,8 @@ from kvmd.plan.difference import plain
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 
+KERNEL_MTU = 1500  # of a new TAP or TUN
+
 
 def link_of(look: Look, key: Key) -> Link | None:
     """The link under a key, or None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -29,6 +29,20 @@ def metadata_reference() -> str:
 def kinds_reference(kinds: Mapping[str, Entry]) -> str:
     """One section for each kind, in the order of their names."""
     return "\n".join(_kind(kind, entry) for kind, entry in sorted(kinds.items()))
+
+
+def shown_reference(specs: Mapping[str, type[BaseModel]], shown: Callable[[str, str], str]) -> str:
+    """For each kind a table of its leaves with what shows them, as *shown* says of a kind and a path."""
+    return "\n".join(_shown(kind, spec, shown) for kind, spec in sorted(specs.items()))
+
+
+def _shown(kind: str, spec: type[BaseModel], shown: Callable[[str, str], str]) -> str:
+    lines = [f"## {kind}", "", "| field | change | default | shown by |", "|---|---|---|---|"]
+    for node in leaves(spec):
+        if node.leaf:
+            path = node.path.removeprefix("spec.")
+            lines.append(f"| `{path}` | {_change(node)} | {_default(node)} | {_cell(shown(kind, path))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _kind(kind: str, entry: Entry) -> str:

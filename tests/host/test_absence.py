@@ -63,6 +63,7 @@ def stays(agent: Agent, names: list[str]) -> None:
     assert "keepbr" in inventory(agent.hermetic)["links"]
 
 
+@pytest.mark.shows("VirtualMachine", "shutdown.methods", "shutdown.timeoutSeconds")
 def test_a_removed_file_takes_its_objects_in_order_and_leaves_disks(agent: Agent, tmp_path: Path) -> None:
     hermetic = agent.hermetic
     disk = tmp_path / "root.raw"

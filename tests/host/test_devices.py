@@ -56,6 +56,7 @@ def efi(name: str, *, policy: str, secure: bool = False, strategy: str = "Always
     return vm(name, strategy, more=f"  firmware: {firmware}")
 
 
+@pytest.mark.shows("VirtualMachine", "firmware.secureBoot", "firmware.nvram.reclaimPolicy")
 def test_nvram_is_made_for_each_machine_and_kept_or_removed_as_its_spec_says(running: Agent) -> None:
     agent, hermetic = running, running.hermetic
     agent.write("kept.yaml", efi("kept", policy="Retain"))
@@ -91,6 +92,7 @@ def test_an_nvram_that_another_machine_of_that_name_left_is_not_taken_up(running
     assert nvram_files(hermetic) == ["web_VARS.fd"]
 
 
+@pytest.mark.shows("VirtualMachine", "firmware.type")
 def test_firmware_of_a_running_machine_waits_for_its_next_boot(running: Agent) -> None:
     agent = running
     agent.write("web.yaml", vm("web", "Always"))
@@ -128,6 +130,7 @@ def screen(name: str, secret: Path, more: str = "") -> str:
     return vm(name, "Always", more=f"  devices: {{graphics: {graphics}{more}}}")
 
 
+@pytest.mark.shows("VirtualMachine", "devices.graphics.type", "devices.graphics.passwordFrom.file")
 def test_the_password_of_the_screen_changes_live_and_is_shown_to_nobody(running: Agent, tmp_path: Path) -> None:
     agent, hermetic = running, running.hermetic
     secret = tmp_path / "vnc"
@@ -203,6 +206,15 @@ def test_a_missing_secret_blocks_and_a_restart_is_not_needed_once_it_is_there(ru
 # --------------------------------------------------------------------------------------------- other devices
 
 
+@pytest.mark.shows(
+    "VirtualMachine",
+    "devices.watchdog.model",
+    "devices.watchdog.action",
+    "devices.tpm.model",
+    "devices.tpm.version",
+    "devices.video.model",
+    "devices.graphics.listen",
+)
 def test_watchdog_video_and_tpm_of_a_machine(running: Agent) -> None:
     agent, hermetic = running, running.hermetic
     devices = "watchdog: {action: poweroff}, tpm: {}, graphics: {listen: socket}, video: {model: virtio}"

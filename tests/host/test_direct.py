@@ -48,6 +48,7 @@ def answers(far: NetNamespace) -> bool:
     return "1 received" in far.run("sh", "-c", "ping -c 1 -W 1 10.9.0.5 || true")
 
 
+@pytest.mark.shows("VirtualMachine", "interfaces[].direct.device", "interfaces[].direct.mode")
 def test_a_guest_on_a_link_of_the_host_reaches_another_namespace(agent: Agent, far: NetNamespace) -> None:
     agent.write("web.yaml", spec(agent))
     agent.start()

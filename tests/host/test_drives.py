@@ -88,6 +88,7 @@ def at_rest(agent: Agent) -> None:
     assert agent.kvmd("plan").startswith("No changes"), agent.kvmd("plan")
 
 
+@pytest.mark.shows("VirtualMachine", "disks[].media.url", "disks[].media.access")
 def test_media_on_servers_are_changed_under_a_running_guest(agent: Agent, web: ImageServer, servers: Servers) -> None:
     """By http with byte ranges, without, by tftp with and without options, and an empty tray; never a restart."""
     servers.script("tftp_server.py", 69, tcp=False)
@@ -147,6 +148,7 @@ def test_media_come_over_tls_ftp_and_ssh(agent: Agent, web: ImageServer, servers
         assert drive(agent)["access"] == access, drive(agent)
 
 
+@pytest.mark.shows("VirtualMachine", "disks[].url", "disks[].access", "disks[].image", "disks[].readOnly")
 def test_disks_on_servers_are_read_and_claimed(agent: Agent, web: ImageServer, servers: Servers) -> None:
     """nbd and iscsi, writable; http with a qcow2 inside, an image, and a fetched disk, read-only; by one guest."""
     blocks = {

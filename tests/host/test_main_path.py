@@ -90,6 +90,22 @@ def booted(agent: Agent) -> Agent:
         hermetic.run("ip", "link", "del", link, check=False)
 
 
+@pytest.mark.shows(
+    "VirtualMachine",
+    "cpu.vcpus",
+    "memory.guest",
+    "disks[].name",
+    "disks[].path",
+    "disks[].format",
+    "interfaces[].name",
+    "interfaces[].bridge",
+    "interfaces[].ip",
+    "kernelBoot.kernel.path",
+    "kernelBoot.initrd.path",
+    "kernelBoot.args",
+    "devices.serial[].name",
+    "devices.serial[].file",
+)
 def test_changes_reach_a_running_guest_without_a_restart(booted: Agent, tmp_path: Path) -> None:
     agent, folder = booted, booted.folder
     (tmp_path / "data.raw").write_bytes(bytes(8 << 20))
@@ -121,6 +137,7 @@ def test_changes_reach_a_running_guest_without_a_restart(booted: Agent, tmp_path
     assert agent.hermetic.virsh("domid", "web").strip() == domain_id
 
 
+@pytest.mark.shows("VirtualMachine", "machine")
 def test_a_change_of_machine_waits_and_goes_away_when_reverted(booted: Agent) -> None:
     agent, folder = booted, booted.folder
     domain_id = agent.hermetic.virsh("domid", "web").strip()
@@ -150,6 +167,9 @@ def test_a_change_of_machine_waits_and_goes_away_when_reverted(booted: Agent) ->
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
+@pytest.mark.shows("VirtualMachine", "driftPolicy", "interfaces[].network", "interfaces[].tap")
+@pytest.mark.shows("Tap", "bridge")
+@pytest.mark.shows("Network", "bridge.name")
 def test_what_others_change_is_put_right_and_counted(booted: Agent, kind: str, act: tuple[str, ...]) -> None:
     agent, hermetic = booted, booted.hermetic
     before = agent.metric("kvmd_drift_corrected_total", kind=kind)

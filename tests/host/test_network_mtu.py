@@ -9,6 +9,7 @@ from small import network, wipe
 pytestmark = pytest.mark.libvirt
 
 
+@pytest.mark.shows("Network", "mtu")
 def test_the_bridge_of_a_network_has_the_mtu_of_its_spec(agent: Agent) -> None:
     try:
         agent.write("net.yaml", network("lab", 151, more="  mtu: 1400"))

@@ -15,6 +15,7 @@ import pytest
 from guest import ARGS, guest_files
 from hermetic import Agent, Hermetic, wait_until
 from small import vm, wipe
+from test_storage import image
 
 pytestmark = pytest.mark.libvirt
 
@@ -42,6 +43,7 @@ def running(hermetic: Hermetic) -> set[str]:
     return set(hermetic.virsh("list", "--name").split())
 
 
+@pytest.mark.shows("VirtualMachine", "startup.order", "startup.delaySeconds")
 def test_guests_start_in_order_after_a_boot_of_the_host(agent: Agent) -> None:
     hermetic = agent.hermetic
     orders = {"aa": 30, "bb": 20, "cc": 10}
@@ -63,6 +65,7 @@ def test_guests_start_in_order_after_a_boot_of_the_host(agent: Agent) -> None:
     agent.kvmd("plan", "--detailed-exitcode")  # ends with 0: nothing is left to do
 
 
+@pytest.mark.shows("VirtualMachine", "dependsOn[].kind", "dependsOn[].name", "dependsOn[].condition")
 def test_a_guest_waits_until_what_it_depends_on_is_ready(agent: Agent, tmp_path: Path) -> None:
     disk = tmp_path / "db.raw"
     agent.write("db.yaml", vm("db", "Always", more=f"  disks: [{{name: root, path: {disk}, format: raw}}]"))
@@ -83,6 +86,7 @@ def test_a_guest_waits_until_what_it_depends_on_is_ready(agent: Agent, tmp_path:
     agent.wait_ready("VirtualMachine/one", "VirtualMachine/two", seconds=60)
 
 
+@pytest.mark.shows("VirtualMachine", "memory.maxGuest")
 def test_a_guest_that_does_not_fit_the_memory_waits_and_nobody_dies(hermetic: Hermetic, tmp_path: Path) -> None:
     total = next(
         int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
@@ -108,13 +112,20 @@ def test_a_guest_that_does_not_fit_the_memory_waits_and_nobody_dies(hermetic: He
         wipe(hermetic)
 
 
+@pytest.mark.shows(
+    "VirtualMachine",
+    "updatePolicy.restart",
+    "updatePolicy.window.schedule",
+    "updatePolicy.window.duration",
+    "updatePolicy.window.timeZone",
+)
 def test_a_change_waits_for_its_window(agent: Agent) -> None:
     hermetic = agent.hermetic
     now = datetime.datetime.now(datetime.UTC)
-    later = (now.hour + 12) % 24
+    later = now.hour  # in Tokyo that was nine hours ago
 
     def spec(machine: str, schedule: str) -> str:
-        window = f'{{schedule: "{schedule}", duration: 1h}}'
+        window = f'{{schedule: "{schedule}", duration: 1h, timeZone: Asia/Tokyo}}'
         return vm(
             "web", "Always", more=f"  machine: {machine}\n  updatePolicy: {{restart: Window, window: {window}}}"
         )
@@ -134,6 +145,7 @@ def test_a_change_waits_for_its_window(agent: Agent) -> None:
     assert "pc-i440fx" in hermetic.virsh("dumpxml", "web")
 
 
+@pytest.mark.shows("VirtualMachine", "updatePolicy.onGuestReboot")
 def test_a_reboot_of_the_guest_applies_what_waits(agent: Agent) -> None:
     hermetic = agent.hermetic
 
@@ -194,6 +206,7 @@ def installer(path: Path, code: bytes) -> None:
     iso.close()
 
 
+@pytest.mark.shows("VirtualMachine", "install.from.path", "install.doneWhen", "disks[].bootOrder")
 def test_an_installer_runs_once_and_then_the_disk_boots(agent: Agent, tmp_path: Path) -> None:
     hermetic, console = agent.hermetic, tmp_path / "web.console"
     iso, disk = tmp_path / "installer.iso", tmp_path / "web.raw"
@@ -239,10 +252,12 @@ def test_an_installer_that_is_a_kernel_runs_once_and_a_reboot_ends_it(agent: Age
     agent.kvmd("plan", "--detailed-exitcode")
 
 
+@pytest.mark.shows("VirtualMachine", "install.from.image")
 def test_an_installer_whose_end_was_not_seen_asks(agent: Agent, tmp_path: Path) -> None:
     iso = tmp_path / "installer.iso"
     installer(iso, program("INSTALLER\n", HALT))
-    agent.write("web.yaml", vm("web", "Always", more=f"  install: {{from: {{path: {iso}}}}}"))
+    agent.write("image.yaml", image("installer", str(iso)))
+    agent.write("web.yaml", vm("web", "Always", more="  install: {from: {image: installer}}"))
     agent.start()
     wait_until(lambda: starts(agent) == ["web"], 30, "the installer runs")
     agent.hermetic.virsh("destroy", "web")

@@ -84,6 +84,9 @@ def nothing_to_do(agent: Agent) -> None:
     assert "No changes" in plan, plan  # what waits for the guest's next boot may be listed before
 
 
+@pytest.mark.shows("VirtualMachineSnapshot", "virtualMachine")
+@pytest.mark.shows("VirtualMachineRestore", "virtualMachine", "snapshot")
+@pytest.mark.shows("VirtualMachine", "devices.rng")
 def test_a_guest_goes_on_from_its_snapshot_once(host: Agent) -> None:
     """Its counter and its uptime go on; the spec of now rules the definition; nothing repeats or restarts."""
     agent, folder = host, host.folder
@@ -175,6 +178,7 @@ def qemu_io(agent: Agent, command: str) -> None:
     assert "error" not in answer.casefold() and "failed" not in answer, answer
 
 
+@pytest.mark.shows("VirtualMachineSnapshot", "memory")
 def test_an_external_snapshot_is_no_drift_and_merges_without_a_loss(host: Agent) -> None:
     """A raw disk gets an overlay; the spec's file is still the disk; removing the snapshot brings all into it."""
     agent, folder = host, host.folder

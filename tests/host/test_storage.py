@@ -98,6 +98,10 @@ def qemu_img_info(path: str) -> dict[str, object]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
+@pytest.mark.shows("VirtualMachine", "kernelBoot.kernel.image", "kernelBoot.initrd.image", "disks[].volume")
+@pytest.mark.shows("Image", "source.url", "source.path", "checksumFrom.url", "format")
+@pytest.mark.shows("Volume", "capacity", "format", "from.image")
+@pytest.mark.shows("StoragePool", "path")
 def test_a_guest_boots_from_images_and_its_volume_grows_under_it(agent: Agent, server: ImageServer) -> None:
     """Kernel and initrd from a URL, an overlay on a downloaded image, a blank disk that grows, and the plan first."""
     folder, files = agent.folder, guest_files()
@@ -146,6 +150,7 @@ def test_a_guest_boots_from_images_and_its_volume_grows_under_it(agent: Agent, s
     assert agent.hermetic.virsh("domid", "web").strip() == domain_id
 
 
+@pytest.mark.shows("Image", "checksum")
 def test_a_download_goes_on_where_it_broke_off_and_a_false_one_is_thrown_away(
     agent: Agent, server: ImageServer
 ) -> None:
@@ -197,6 +202,7 @@ def test_what_reads_other_files_of_the_host_is_no_image(agent: Agent, server: Im
     assert not list((agent.folder / "state" / "images").glob("evil*"))
 
 
+@pytest.mark.shows("Volume", "reclaimPolicy", "pool")
 def test_a_volume_outlives_its_spec_its_guest_and_a_mistake(agent: Agent, server: ImageServer) -> None:
     """Retain keeps it for the same name, Delete moves it to the trash; what is lost stays lost."""
     folder = agent.folder
@@ -245,6 +251,7 @@ def test_a_volume_outlives_its_spec_its_guest_and_a_mistake(agent: Agent, server
     agent.wait_ready("Volume/kept")
 
 
+@pytest.mark.shows("Image", "deletionPolicy")
 def test_a_file_that_is_there_is_never_overwritten_and_an_image_in_use_stays(
     agent: Agent, server: ImageServer
 ) -> None:
@@ -274,6 +281,10 @@ def test_a_file_that_is_there_is_never_overwritten_and_an_image_in_use_stays(
     assert stored.exists()
 
 
+@pytest.mark.shows(
+    "VirtualMachine", "disks[].device", "disks[].media.path", "disks[].media.image", "disks[].media.volume"
+)
+@pytest.mark.shows("Volume", "from.copy")
 def test_media_of_every_origin_are_changed_under_a_running_guest(agent: Agent, server: ImageServer) -> None:
     """A path, an image, a volume of another format, nothing, and a path again; the guest reads each to its end."""
     folder = agent.folder
@@ -311,6 +322,7 @@ def test_media_of_every_origin_are_changed_under_a_running_guest(agent: Agent, s
     assert agent.hermetic.virsh("domid", "web").strip() == domain_id
 
 
+@pytest.mark.shows("VirtualMachine", "cloudInit.userDataFrom.file", "cloudInit.onChange")
 def test_a_seed_is_made_once_waits_for_a_boot_and_shows_its_secret_to_nobody(
     agent: Agent, server: ImageServer
 ) -> None:

@@ -53,6 +53,7 @@ def reaches(agent: Agent) -> bool:
     return "1 received" in agent.hermetic.run(*ping, check=False)
 
 
+@pytest.mark.shows("Vxlan", "remote", "local", "parent", "bridge")
 def test_two_namespaces_reach_each_other_and_the_tunnel_heals(agent: Agent, far: NetNamespace) -> None:
     agent.write("links.yaml", BRIDGE + vxlan())
     agent.start()
@@ -73,6 +74,7 @@ def test_two_namespaces_reach_each_other_and_the_tunnel_heals(agent: Agent, far:
     assert "up0" in agent.hermetic.links()
 
 
+@pytest.mark.shows("Vxlan", "id")
 def test_another_id_waits_while_it_is_a_port_and_is_made_once_approved(agent: Agent, far: NetNamespace) -> None:
     agent.write("links.yaml", BRIDGE + vxlan())
     agent.start()
@@ -90,6 +92,7 @@ def test_another_id_waits_while_it_is_a_port_and_is_made_once_approved(agent: Ag
     assert agent.hermetic.links()["vx42"]["master"] == "br0"
 
 
+@pytest.mark.shows("Vxlan", "mtu")
 def test_it_is_an_uplink_of_a_bridge(agent: Agent, far: NetNamespace) -> None:
     bridge = link("Bridge", "br0", "{uplinks: [{name: vx42}], addresses: {from: Static, static: [10.42.0.1/24]}}")
     agent.write("links.yaml", bridge + vxlan(more="mtu: 1400"))
@@ -109,6 +112,7 @@ def test_a_kind_that_the_kernel_lacks_is_named_once_and_not_tried_again(agent: A
     assert agent.metric("kvmd_operations_total", operation="VlanCreate") == 0
 
 
+@pytest.mark.shows("Vxlan", "group", "port")
 def test_what_is_made_is_what_ip_says_and_stacks_in_one_batch() -> None:
     """IPv6 ends, a multicast group, a tunnel on a tunnel: read back as written, and as ip has it."""
     with namespace() as net:
@@ -131,6 +135,7 @@ def test_what_is_made_is_what_ip_says_and_stacks_in_one_batch() -> None:
         links.close()
 
 
+@pytest.mark.shows("Vlan", "parent", "id")
 def test_a_vlan_is_made_or_the_kernel_says_that_it_has_none() -> None:
     with namespace() as net:
         net.shell("ip link add d0 type veth peer d1; ip link set d0 up")

@@ -149,6 +149,7 @@ def assert_put_back(wire: Cable, state: Path, before: str, why: str) -> None:
     assert why in fact.why
 
 
+@pytest.mark.shows("Bridge", "safety.probe.defaultGateway")
 def test_a_lost_default_route_is_put_back(tmp_path: Path) -> None:
     with cable() as wire:
         before = wire.state()
@@ -216,6 +217,7 @@ def test_killed_before_the_first_change_nothing_was_changed(tmp_path: Path, die:
         assert not checkpoints.files.entries() and wire.state() == before
 
 
+@pytest.mark.shows("Bridge", "safety.rollbackAfterSeconds")
 def test_the_watchdog_puts_back_what_a_stopped_kvmd_does_not_confirm(tmp_path: Path) -> None:
     with cable() as wire:
         before = wire.state()
@@ -304,6 +306,7 @@ def test_the_watchdog_is_in_no_unit_of_kvmd(tmp_path: Path, monkeypatch: pytest.
         assert re.match(r"--scope --quiet --collect --unit=kvmd-checkpoint-\w{12} --description=.* -- ", line)
 
 
+@pytest.mark.shows("Bridge", "safety.probe.addresses")
 def test_a_probe_that_does_not_answer_even_before_changes_nothing(tmp_path: Path) -> None:
     with cable() as wire:
         before = wire.state()
@@ -334,6 +337,7 @@ spec: {uplinks: [{name: eno1}], addresses: {from: Uplink}%s}
 """
 
 
+@pytest.mark.shows("Bridge", "uplinks[].name", "addresses.from", "mtu")
 def test_from_a_file_to_the_bridge_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: a saved file, a change of it, a rest without a plan, and its removal."""
     specs, state = tmp_path / "specs", tmp_path / "state"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel
+from shown import NOT_SHOWN, shown
 
-from kvmd.api.schema import Update
+from kvmd.api.schema import Update, leaves
 from kvmd.api.status import CONDITION_TYPES
 from kvmd.kinds import CONTROLLERS
 from kvmd.settings import Settings, Source, parse_size
@@ -127,7 +128,7 @@ def test_every_command_has_its_section() -> None:
     assert set(re.findall(r"`kvmd (\w+)`", readme)) == commands()
 
 
-@pytest.mark.parametrize("name", ["language.md", "commands.md"])
+@pytest.mark.parametrize("name", ["language.md", "commands.md", "fields.md"])
 def test_generated_parts_are_up_to_date(name: str) -> None:
     location = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert location is not None and location.loader is not None
@@ -138,6 +139,23 @@ def test_generated_parts_are_up_to_date(name: str) -> None:
     assert generate.generated(text).split() == text.split(), (
         f"docs/{name} is out of date; type: python docs/generate.py"
     )
+
+
+def test_every_field_is_shown_by_a_test_and_every_marker_names_a_field() -> None:
+    fields = {
+        (kind, leaf.path.removeprefix("spec."))
+        for kind, controller in CONTROLLERS.items()
+        for leaf in leaves(controller.Spec)
+        if leaf.leaf
+    }
+    tests = shown()
+    assert tests.keys() <= fields, f"marked in {[tests[field] for field in tests.keys() - fields]} and no field"
+    unshown = fields - tests.keys() - NOT_SHOWN.keys()
+    assert not unshown, f"no test below tests/host is marked as showing {sorted(unshown)}: see tests/shown.py"
+    assert not NOT_SHOWN.keys() & tests.keys(), "shown by now; take it out of NOT_SHOWN"
+    for (kind, leaf), (case, _) in NOT_SHOWN.items():
+        text = (ROOT / "tests" / "cases" / kind / case / "desired.yaml").read_text(encoding="utf-8")
+        assert (kind, leaf) in fields and leaf.rpartition(".")[2].removesuffix("[]") in text, (kind, leaf, case)
 
 
 # -------------------------------------------------------------------------------------------- examples

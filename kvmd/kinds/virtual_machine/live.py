@@ -167,6 +167,8 @@ def _password(running: _Running) -> ops.Op | None:
 
 def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops.Op | None:
     domain = running.domain
+    if name == SEED:  # cloud-init reads it at boot, and may be reading it now
+        return None
     if leaf is None:
         device = change.after or change.before
         assert isinstance(device, DiskState)
@@ -182,8 +184,6 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
     if leaf.startswith("ioTune."):
         return tuning.disk_limits(domain, name, running.live, running.changes)
     want = next(disk for disk in running.want.disks if disk.name == name)
-    if name == SEED:  # cloud-init reads it at boot, and may be reading it now
-        return None
     if leaf in ("path", "format", "authFrom") and want.device == "cdrom":
         element = dict(xml.disk_elements(running.root, running.known))[name]
         return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")

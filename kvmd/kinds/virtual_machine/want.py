@@ -219,19 +219,25 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
 
 
 def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState:
-    present = {item.name: item for item in config.interfaces} if config else {}
-    before = present.get(nic.name)
-    derived = derived_mac(look.host().machine_id, look.rules.owner, ref, nic.name)
     return NicState(
         name=nic.name,
         attachment=_attachment(nic, ref, look),
-        mac=nic.mac or (before.mac if before is not None else derived),
+        mac=nic.mac or _unwritten_mac(nic.name, ref, config, look),
         model=nic.model,
         link=nic.link,
         queues=nic.queues,
         boot_order=nic.boot_order,
         **bandwidth.limits_of(nic.bandwidth),
     )
+
+
+def _unwritten_mac(name: str, ref: Ref, config: State | None, look: Look) -> str:
+    """What the NIC has, be it of an adopted guest; derived for a new one and where ``mac`` was taken out."""
+    applied = look.applied(ref)
+    before = next((item.mac for item in config.interfaces if item.name == name), None) if config else None
+    if before is None or (applied is not None and f"interfaces[{name}].mac" in applied.owned):
+        return derived_mac(look.host().machine_id, look.rules.owner, ref, name)
+    return before
 
 
 def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
