@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simulator import Machine
 
 from kvmd.api.resource import Ref, Resource
-from kvmd.observed import Link
+from kvmd.observed import Fact, Key, Link
 
 PARENTS = ("eno3", "eno4", "eno5")  # of links on links
 DELETION = ("Delete", "Orphan")
@@ -158,6 +158,11 @@ def worlds(draw: st.DrawFn, machines: int = 0) -> list[Document]:
             chance = Chance(seed)
             found.append(named(make(number, chance, names), chance))
     return found + snapshots(found, Chance(draw(st.integers(0, 2**32))))
+
+
+def links_of_the_host() -> dict[Key, Fact]:
+    """The NICs that specs may name."""
+    return {key: fact for key, fact in machine_for().facts.items() if key.type == "link"}
 
 
 def machine_for(*wished: Mapping[Ref, Resource]) -> Machine:
