@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
+from kvmd.api.bridge_settings import Numbers
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
+from kvmd.network_facts import Forwarding, Leases
 
 
 class Key(NamedTuple):
@@ -52,6 +54,7 @@ class BridgePort:
     """What a link is as a port of a bridge."""
 
     state: str  # disabled | listening | learning | forwarding | blocking
+    settings: Numbers = ()  # in the kernel's names and units
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Stacked:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface of the kernel. Times of bridges are in seconds."""
+    """A network interface of the kernel."""
 
     name: str
     index: int
@@ -84,18 +87,24 @@ class Link:
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     port: BridgePort | None = None
-    # of a bridge
-    stp: bool | None = None
-    forward_delay_seconds: float | None = None
+    # of a bridge: what is not there the kernel lacks, or has from the root of the spanning tree for now
+    settings: Numbers = ()  # in the kernel's names and units
+    root: str = ""  # the bridge that is the root of its spanning tree, where it is not this one
     # of a TAP or TUN
     tun_mode: str = ""  # tap | tun
     persistent: bool = False
     multi_queue: bool = False
+    vnet_hdr: bool = False  # follows whoever attached last
     owner: int | None = None
     group: int | None = None
     # of a link that stands on another one
     parent: str = ""  # its name; "" too where it is in another namespace
     stacked: Stacked | None = None
+
+    @property
+    def stp(self) -> bool:
+        """True for a bridge that takes part in the spanning tree."""
+        return dict(self.settings).get("stp_state", 0) != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +242,15 @@ class Holders:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A download or copy under way; *total* is 0 where nobody knows it. Bytes."""
+    """A download, a copy or a question to a server that is under way, or the *problem* that ended it. Bytes."""
 
     name: str
     done: int = 0
-    total: int = 0
+    total: int = 0  # 0: nobody knows
+    problem: str = ""
+    attempts: int = 0  # that failed
+    again_at: float = 0.0  # monotonic seconds: not to be tried before
+    final: bool = False  # time alone mends nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +296,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What was moved to a bridge and proven there, since this boot: each with the kernel's message of it."""
+
+    object: str  # Kind/name
+    addresses: tuple[tuple[Address, bytes], ...]
+    routes: tuple[tuple[Route | None, bytes], ...]  # None: of another table than the main one
+    taken_at: float  # seconds since the boot
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What must not be forgotten of one object: one-shot acts and the last stop that was seen."""
 
@@ -314,6 +337,7 @@ class Host:
     lacking: tuple[str, ...] = ()  # what machines may need beside QEMU and this host has not: swtpm, ovmf
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
+    user_backends: tuple[str, ...] = ()  # of user-mode networks: slirp, passt
     lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know
 
     def canonical_machine(self, machine: str) -> str:
@@ -322,7 +346,22 @@ class Host:
 
 
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
-Fact = Marked | Holders | Transfer | Secret | Server | File | Ports | LinkManager | Checkpoint | Ledger | Host
+Fact = (
+    Marked
+    | Leases
+    | Forwarding
+    | Holders
+    | Transfer
+    | Secret
+    | Server
+    | File
+    | Ports
+    | LinkManager
+    | Checkpoint
+    | Moved
+    | Ledger
+    | Host
+)
 
 
 @dataclass(frozen=True, slots=True)

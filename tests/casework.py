@@ -18,6 +18,7 @@ from simulator import Impossible, Loop, Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -29,6 +30,7 @@ from kvmd.observed import (
     Ledger,
     Link,
     LinkManager,
+    Moved,
     Network,
     Observed,
     Pool,
@@ -49,8 +51,20 @@ from kvmd.xmlmap import parse, serialise
 SPECS = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
 NOW = 10_000.0
 STORAGE = ("pools", "images", "volumes", "transfers")
-WORDS = {"applied", "host", "missingFiles", "links", "domains", "networks", "ledger", "unread", "snapshots", *STORAGE}
-WORDS |= {"managers", "checkpoints"}
+WORDS = {
+    "applied",
+    "forwarding",
+    "host",
+    "missingFiles",
+    "links",
+    "domains",
+    "networks",
+    "ledger",
+    "unread",
+    "snapshots",
+    *STORAGE,
+}
+WORDS |= {"managers", "checkpoints", "moved"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
 
@@ -81,6 +95,10 @@ def values_of(path: Path) -> list[dict[str, Any]]:
     documents, problems = compose(path.read_bytes(), str(path), Source())
     assert not problems, "\n".join(map(str, problems))
     return [document.value for document in documents]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Situation:
@@ -146,6 +164,7 @@ class Situation:
         self.machine.facts[HOST] = replace(self.machine.host, **host)
         for resource in (*before.values(), *self.resources.values()):
             self.machine.add_files(CONTROLLERS[resource.ref.kind].files(resource.spec))
+            self.machine.add_folders(resource.spec)
         uplinks = {uplink.name for r in before.values() for uplink in getattr(r.spec, "uplinks", ())}
         uplinks |= {r.spec.parent for r in before.values() if getattr(r.spec, "parent", None)}
         uplinks |= {
@@ -163,6 +182,10 @@ class Situation:
         """What somebody, or the guests, have done since."""
         for path in self.words.get("missingFiles", ()):
             self.machine.facts[Key("file", path)] = File(path, "missing")
+        if "forwarding" in self.words:
+            said = {"ipv4": True, "ipv6": True, **self.words["forwarding"]}
+            lists = {name: tuple(map(_frozen, said[name])) for name in ("rules", "astray") if name in said}
+            self.machine.facts[Key("forwarding", "")] = Forwarding(**said | lists)
         for network in self.words.get("networks", ()):
             self._disturb_network(dict(network))
         for link in self.words.get("links", ()):
@@ -181,6 +204,10 @@ class Situation:
             self.machine.facts[Key("checkpoint", entry["object"])] = Checkpoint(
                 **{"spec_hash": present, **_snake(entry)}
             )
+        for entry in self.words.get("moved", ()):
+            addresses = tuple((Address(cidr), b"") for cidr in entry.get("addresses", ()))
+            routes = tuple((Route(**{"protocol": "static", **route}), b"") for route in entry.get("routes", ()))
+            self.machine.facts[Key("moved", entry["object"])] = Moved(entry["object"], addresses, routes, 0.0)
         for entry in self.words.get("ledger", ()):
             ref = Ref.parse(entry.pop("object"))
             self.machine.facts[Key("ledger", str(ref))] = Ledger(ref, **_snake(entry))
@@ -204,11 +231,27 @@ class Situation:
             self.machine.set_link(name, alias="", mark=None)
         if "alias" in said:
             self.machine.set_link(name, alias=said["alias"], mark=None)
+        for word, table in (("settings", "settings"), ("portSettings", "port")):
+            if word in said:
+                self._disturb_settings(name, table, said.pop(word))
+        if (new := said.pop("renamed", None)) is not None:
+            self.machine.rename_link(name, new)
+            return
         if "stacked" in said:
             said["stacked"] = Stacked(**said["stacked"])
         if (bridge := said.get("master")) is not None:
             said["master_index"] = self.machine.link(bridge).index if bridge else 0
         self.machine.set_link(name, **_snake(said))
+
+    def _disturb_settings(self, name: str, field: str, said: dict[str, int | None]) -> None:
+        """Settings of a bridge or of a port in the kernel's units; None: the kernel does not show it."""
+        link = self.machine.link(name)
+        before = link.settings if field == "settings" or link.port is None else link.port.settings
+        after = tuple((k, v) for k, v in (dict(before) | said).items() if v is not None)
+        if field == "settings":
+            self.machine.set_link(name, settings=after)
+        elif link.port is not None:
+            self.machine.set_link(name, port=replace(link.port, settings=after))
 
     def _disturb_network(self, said: dict[str, Any]) -> None:
         name = said.pop("name")

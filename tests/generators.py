@@ -77,8 +77,18 @@ def bridge(number: int, chance: Chance, names: Names) -> Document:
     spec = chance.fields(
         stp=(True, False), mtu=(1400, 1500, 9000, None), forwardDelaySeconds=(2, 15, None), deletionPolicy=_DELETION
     )
+    spec |= chance.fields(
+        mac=(f"02:00:00:00:01:{number:02X}",),
+        priority=(0, 32768, None),
+        helloTimeSeconds=(1, None),
+        ageingTimeSeconds=(0, 300, None),
+        groupForwardMask=(16384, None),
+        multicastSnooping=(True, None),
+    )
     if names.uplinks and chance.random() < 0.5:
-        spec["uplinks"] = [{"name": names.uplinks.pop()}]
+        spec["uplinks"] = [
+            {"name": names.uplinks.pop(), **chance.fields(cost=(7, None), isolated=(True, False, None))}
+        ]
     addresses = [f"10.{number}.0.1/24", f"10.{number}.1.1/16", f"FD00:{number}::1/64", f"fe80::{number}/64"]
     static = chance.some(addresses, 3)
     if static:
@@ -97,6 +107,7 @@ def tap(number: int, chance: Chance, names: Names) -> Document:
         multiQueue=(True, False),
         mtu=(1400, None),
         mac=(f"FE:54:00:00:00:{number:x}",),
+        vnetHdr=(True, False),
         deletionPolicy=_DELETION,
         **({"bridge": names.bridges} if names.bridges else {}),
     )
@@ -120,20 +131,48 @@ def tun(number: int, chance: Chance, names: Names) -> Document:
 def network(number: int, chance: Chance, names: Names) -> Document:
     """A network of libvirt."""
     prefix = f"192.168.{100 + number}"
+    lease = [{}, {"lease": "12h"}, {"lease": "120s"}]
     dhcp = chance.fields(
-        ranges=([{"start": f"{prefix}.100", "end": f"{prefix}.199"}],),
-        hosts=([{"mac": f"52:54:00:AA:00:0{number}", "ip": f"{prefix}.9", "name": "printer"}],),
+        ranges=[[{"start": f"{prefix}.100", "end": f"{prefix}.199"} | item] for item in lease],
+        hosts=[
+            [{"mac": f"52:54:00:AA:00:0{number}", "ip": f"{prefix}.9", "name": "printer"} | item] for item in lease
+        ],
+        bootp=({"file": "pxelinux.0"}, {"file": "pxelinux.0", "server": f"{prefix}.7"}, None),
     )
     four: dict[str, Any] = {"address": f"{prefix}.1/24"} | ({"dhcp": dhcp} if dhcp else {})
-    ips = chance.some([four, {"address": f"FD00:{100 + number}::1/64"}, {"address": f"172.16.{number}.1/24"}], 3)
+    six: dict[str, Any] = {"address": f"FD00:{100 + number}::1/64"}
+    six |= chance.fields(dhcp=({"hosts": [{"name": "six", "ip": f"fd00:{100 + number}::6"}]}, {}))
+    ips = chance.some([four, six, {"address": f"172.16.{number}.1/24"}], 3)
+    nat = {"addresses": {"start": "198.51.100.1", "end": "198.51.100.4"}, "ports": {"start": 2000, "end": 3000}}
+    limit = {"average": 1000, "peak": 5000, "burst": 5120}
+    forwards = [{"mode": mode} for mode in ("nat", "isolated", "route", "open")]
+    forwards += [
+        {"mode": "nat", "nat": {"ipv6": True}, "device": "eno1"},
+        {"nat": nat},
+        {"mode": "route", "device": "eno1"},
+    ]
     spec = chance.fields(
-        forward=[{"mode": mode} for mode in ("nat", "isolated", "route", "open")],
-        domain=({"name": "lab.example"}, {"name": None}),
+        forward=forwards,
+        domain=({"name": "lab.example"}, {"name": None}, {"name": "lab.example", "localOnly": True}),
+        dns=(
+            {"enable": False},
+            {"forwardPlainNames": False, "forwarders": [{"address": "9.9.9.9"}, {"domain": "corp.example"}]},
+            {"hosts": [{"ip": f"{prefix}.7", "names": ["lp", "printer"]}], "txt": [{"name": "a", "value": "b c"}]},
+            {"srv": [{"service": "ldap", "protocol": "tcp"}, {"service": "sip", "protocol": "udp", "target": "x.y"}]},
+        ),
+        bandwidth=({"inbound": limit}, {"outbound": {"average": 10}}, {}),
+        portgroups=([{"name": "fast", "default": True}], [{"name": "slow", "bandwidth": {"inbound": limit}}], []),
         disruptionPolicy=("Wait", "Replug"),
         mtu=(1400, 1500, None),
         deletionPolicy=_DELETION,
-        bridge=({"name": f"virbr-t{number}"}, {"stp": True}, {"name": f"virbr-t{number}", "stp": False}),
+        bridge=(
+            {"name": f"virbr-t{number}"},
+            {"stp": True, "forwardDelaySeconds": 4},
+            {"name": f"virbr-t{number}", "stp": False},
+        ),
     )
+    if four in ips:
+        spec |= chance.fields(routes=([{"to": f"10.{60 + number}.0.0/16", "via": f"{prefix}.2", "metric": 3}], []))
     spec |= {} if ips else {"forward": {"mode": "isolated"}}
     names.networks.append(f"net{number}")
     return document("Network", f"net{number}", spec | ({"ips": ips} if ips or chance.random() < 0.5 else {}))
@@ -179,12 +218,28 @@ def volume(number: int, chance: Chance, names: Names) -> Document:
     return document("Volume", f"volume{number}", spec)
 
 
+def _shared(number: int, chance: Chance) -> dict[str, Any]:
+    """What a machine has of its host: folders and devices."""
+    share = {"path": f"/srv/share{number}"} | chance.fields(
+        tag=("work", None), type=("virtiofs", "9p"), readOnly=(True, False)
+    )
+    if share.get("type") != "9p":
+        share.pop("readOnly", None)  # libvirt 9 refuses it
+    devices = [{"pci": f"0000:{number % 200:02x}:00.0"}, {"usb": f"046d:{number:04x}"}]
+    return chance.fields(
+        filesystems=[[{"name": "data"} | share], []],
+        hostDevices=[[{"name": "gift"} | device] for device in devices],
+    )
+
+
 def machine(number: int, chance: Chance, names: Names) -> Document:
     """A virtual machine; over many of them every field is written."""
     orders = itertools.count(1)
     kind = chance.choice(("q35", "pc", "pc-q35-7.2"))
     memory = {"guest": chance.choice(("256Mi", "512Mi", "1Gi"))}
-    memory |= chance.fields(maxGuest=("1Gi", "2Gi"), hotplug=("Balloon",), hugepages=({"size": "2Mi"}, None))
+    memory |= chance.fields(
+        maxGuest=("1Gi", "2Gi"), hotplug=("Balloon", "VirtioMem", "Dimm"), hugepages=({"size": "2Mi"}, None)
+    )
     boots: list[Any] = [
         None,
         {"kernel": {"path": "/boot/vmlinuz"}},
@@ -206,7 +261,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         shutdown=[
             chance.fields(
                 methods=(["acpi"], ["agent", "acpi"]), timeoutSeconds=(20,), forceAfterTimeout=(True, False)
-            )
+            ),
+            {"timeouts": {"agent": 30, "acpi": 90}},
         ],
         updatePolicy=[{"restart": word} for word in ("Never", "Manual", "Automatic")],
         driftPolicy=("Correct", "Report", "Ignore"),
@@ -214,7 +270,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         cloudInit=[_cloud_init(chance)],
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
-    spec["disks"] = list(_disks(f"vm{number}", "q35" in kind, chance, orders))
+    spec |= chance.fields(ioThreads=(2, 3))
+    spec["disks"] = list(_disks(f"vm{number}", spec, chance, orders))
     _use_objects(spec, chance, names)
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
     consoles = chance.some(["console", "second"], 2)
@@ -232,10 +289,20 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
             None,
         ],
         video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
+        balloon=[
+            chance.fields(
+                model=("virtio", "virtio-non-transitional"),
+                statsPeriodSeconds=(5, None),
+                freePageReporting=(True, False),
+            ),
+            {"model": "none"},
+            None,
+        ],
         watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
     spec |= {"devices": devices} if devices else {}
+    spec |= _shared(number, chance)
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
@@ -277,7 +344,23 @@ def _cpu(chance: Chance) -> dict[str, Any]:
     return cpu
 
 
-def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+def _io_tune(chance: Chance) -> dict[str, Any]:
+    def limit(word: str) -> dict[str, Any]:
+        found = {word: 10**6}
+        if chance.random() < 0.75:
+            found |= {f"{word}Burst": 10**7} | chance.fields(**{f"{word}BurstSeconds": (2, 9)})
+        return found
+
+    tune: dict[str, Any] = {}
+    for word in ("bytes", "iops"):
+        for way in chance.choice((("total",), ("read", "write"), ("write",), ())):
+            tune[way] = tune.get(way, {}) | limit(word)
+    counted = any("iops" in limit for limit in tune.values())
+    return tune | (chance.fields(iopsSize=("4Ki",)) if counted else {})
+
+
+def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+    q35 = "q35" in spec.get("machine", "q35")
     for name in chance.some(["root", "data", "logs", "cd0", "cd1"], 4):
         path = f"/var/lib/libvirt/images/{machine}-{name}.img"
         disk: dict[str, Any] = {"name": name}
@@ -290,6 +373,7 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 {"media": {"url": f"https://a.example/{name}.iso"}},
                 {"media": {"url": f"http://a.example/plain/{name}.iso"}},
                 {"media": {"url": "nfs://a.example/srv/a.iso"}},
+                {"media": {"url": "iscsi://a.example/iqn.x:y/1", "authFrom": {"user": "web", "file": "/secret"}}},
             )
             disk |= {"device": "cdrom"} | chance.choice(trays)
             disk |= chance.fields(bus=("sata", "scsi", "usb") if disk.get("media") else ("sata", "scsi"))
@@ -301,7 +385,12 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
                 serial=("root01", "A.b_+-1", None),
                 cache=("none", "writeback", "default"),
                 discard=("unmap", "ignore", "default"),
+                detectZeroes=("on", "unmap", "default"),
+                ioTune=(_io_tune(chance), None),
+                **({"ioThread": (1, 2, None)} if "ioThreads" in spec else {}),
             )
+            if disk.get("bus", "virtio") != "virtio":
+                disk.pop("ioThread", None)
             if disk.get("cache") == "none":
                 disk |= chance.fields(io=("native", "threads", "default"))
             if disk.get("bus", "virtio") in ("virtio", "scsi", "usb") and chance.random() < 0.5:
@@ -309,6 +398,14 @@ def _disks(machine: str, q35: bool, chance: Chance, orders: Iterator[int]) -> It
         if chance.random() < 0.25:
             disk["bootOrder"] = next(orders)
         yield disk
+
+
+def _bandwidth(chance: Chance) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for way in chance.some(("inbound", "outbound"), 2):
+        found[way] = {"average": chance.choice(("10M", "128k"))} | chance.fields(burst=("512Ki",))
+        found[way] |= chance.fields(peak=("20M",)) if "burst" in found[way] else {}
+    return found
 
 
 def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
@@ -323,6 +420,11 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
         nic |= chance.fields(
             mac=(f"52:54:0:0:{number}:{name[-1]}",), model=("virtio", "e1000", "rtl8139"), link=("up", "down")
         )
+        if "user" not in nic:
+            nic |= chance.fields(bandwidth=(_bandwidth(chance), None))
+            nic |= (
+                chance.fields(queues=(2, None)) if nic.get("model", "virtio") == "virtio" and "tap" not in nic else {}
+            )
         if "network" in nic and chance.random() < 0.5:
             nic["ip"] = f"192.168.{100 + int(nic['network'][-1])}.{10 + 10 * number + int(name[-1])}"
         if chance.random() < 0.25:
@@ -349,6 +451,7 @@ def furnish(machine: Machine, resource: Resource) -> None:
     """Put there the files and secrets that a spec names."""
     controller = CONTROLLERS[resource.ref.kind]
     machine.add_files(controller.files(resource.spec))
+    machine.add_folders(resource.spec)
     for name in controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ():
         machine.facts[Key("secret", name)] = Secret(name, digest="0", password="word")
 

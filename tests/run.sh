@@ -10,9 +10,12 @@ readonly base=(python3 python3-venv python3-libvirt ca-certificates)
 readonly full=(
     libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base
     iproute2 iptables iputils-ping procps strace git python3-bcrypt
-    qemu-block-extra vsftpd tgt openssh-server openssh-client openssl ovmf swtpm swtpm-tools
+    nftables passt qemu-block-extra vsftpd tgt openssh-server openssh-client openssl ovmf swtpm swtpm-tools
 )
+readonly newer=(virtiofsd qemu-system-modules-spice) # from Debian 13 on; before that parts of QEMU's own packages
 readonly rooted='root or libvirt or guest'
+# Two at a time: much of a test is waiting. The tests of a file share a libvirtd, so they stay together.
+readonly workers=(-n "${KVMD_TEST_WORKERS:-2}" --dist loadfile)
 
 quick='' failed=() passed_tests=0 failed_tests=0 skipped_tests=0 ran=0
 
@@ -23,6 +26,7 @@ Usage: tests/run.sh [quick] [PYTEST-ARGUMENT...]
 Without 'quick' it needs root: it installs Debian's libvirt and QEMU, and tests on the real kernel and libvirt, in
 namespaces and a libvirtd of its own. With 'quick' it runs what needs neither. Either way it makes a virtual
 environment in $venv (KVMD_TEST_VENV names another place).
+Two tests run at a time (KVMD_TEST_WORKERS; 0: one, in the process itself).
 END
 }
 
@@ -43,6 +47,7 @@ missing_packages() { # missing_packages PACKAGE...: those that are not installed
 install_packages() {
     local wanted=("${base[@]}") missing
     [[ -n "$quick" ]] || wanted+=("${full[@]}")
+    [[ -n "$quick" ]] || (($(sed -n 's/^VERSION_ID="\?\([0-9]*\).*/\1/p' /etc/os-release) < 13)) || wanted+=("${newer[@]}")
     mapfile -t missing < <(missing_packages "${wanted[@]}")
     ((${#missing[@]})) || return 0
     say "Debian packages that the tests need and this machine lacks: ${missing[*]}"
@@ -94,7 +99,7 @@ count() { # count WORD FILE: the number before WORD in the last summary line of 
 tests() { # tests MARKERS [ARGUMENT...]
     local code=0 output
     output=$(mktemp)
-    python -m pytest -m "$1" "${@:2}" 2>&1 < /dev/null | tee "$output" || code=$?
+    python -m pytest "${workers[@]}" -m "$1" "${@:2}" 2>&1 < /dev/null | tee "$output" || code=$?
     passed_tests=$((passed_tests + $(count passed "$output")))
     failed_tests=$((failed_tests + $(count failed "$output") + $(count error "$output")))
     skipped_tests=$((skipped_tests + $(count skipped "$output")))

@@ -18,16 +18,20 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import memory_simulator
 import snapshot_simulator
 import storage_simulator
 
 from kvmd import ops
+from kvmd.api.bridge_settings import BRIDGE, PORT, USER_HZ, Setting
 from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
+from kvmd.kinds.virtual_machine import io_threads
+from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -62,6 +66,7 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
+    user_backends=("slirp",),
 )
 
 
@@ -72,6 +77,39 @@ class Impossible(AssertionError):
 def _demand(condition: Any, why: str) -> None:
     if not condition:
         raise Impossible(why)
+
+
+# Of each section of a network: where its entries are, how they are called, and what libvirt knows them by.
+_SECTIONS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "dhcp-host": ("dhcp", "host", ("mac", "id", "name", "ip")),
+    "dhcp-range": ("dhcp", "range", ("start", "end")),
+    "dns-host": ("dns", "host", ("ip",)),
+    "dns-txt": ("dns", "txt", ("name",)),
+    "dns-srv": ("dns", "srv", ("service", "protocol", "domain", "target", "port", "priority", "weight")),
+    "portgroup": ("", "portgroup", ("name",)),
+    "forward-interface": ("forward", "interface", ("dev",)),
+}
+
+
+def _update_section(holder: Element, tag: str, keys: tuple[str, ...], operation: ops.NetworkUpdate) -> None:
+    """Add, replace or remove one entry, as libvirt finds it."""
+    wanted = parse(operation.xml)
+    if tag == "interface":  # libvirt shows the first one as an attribute, too
+        holder.attrib.pop("dev", None)
+        if operation.command == "add":
+            holder.set("dev", wanted.get("dev", ""))
+    same = [item for item in holder.findall(tag) if all(item.get(key) == wanted.get(key) for key in keys)]
+    if operation.command == "add":
+        taken = [item for item in holder.findall("host") if item.get("mac") and item.get("mac") == wanted.get("mac")]
+        _demand(not same and not (tag == "host" and taken), f"there already: {operation.xml}")
+        holder.append(wanted)
+        return
+    _demand(len(same) == 1, f"not there: {operation.xml}")
+    place = list(holder).index(same[0])
+    holder.remove(same[0])
+    if operation.command == "modify":
+        _demand(tag == "portgroup", f"libvirt modifies no {tag}")
+        holder.insert(place, wanted)
 
 
 class Machine:
@@ -162,6 +200,11 @@ class Machine:
         for path in paths:
             self._put(Key("file", path), File(path, "regular", 1, path))
 
+    def add_folders(self, spec: Any) -> None:
+        """Let the folders that a machine shares be there."""
+        for share in getattr(spec, "filesystems", ()):
+            self._put(Key("file", share.path), File(share.path, "directory", 1, share.path))
+
     # -------------------------------------------------------------------------------------------- acting
 
     def execute(self, operation: ops.Op) -> None:
@@ -246,11 +289,15 @@ class Machine:
                     now < count <= int(vcpu.text or 0), f"vcpus cannot go from {now} to {count} in a running guest"
                 )
                 vcpu.set("current", str(count))
+            case ops.DomainSetMemory(xml=xml) if xml:
+                memory_simulator.request(root, xml)
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")
                 reach(root, "currentMemory").text = str(size // 1024)
             case ops.DomainSetOnReboot(action=action):
                 reach(root, "on_reboot").text = action
+            case ops.DomainSetIoTune() | ops.DomainSetIoThreads() | ops.DomainSetBalloonPeriod():
+                _tune(root, operation)
             case ops.DomainAttach(alias=alias):
                 _demand(_device(root, alias) is None, f"{alias} is plugged in already")
                 device = _device(parse(domain.config or ""), alias)
@@ -260,12 +307,14 @@ class Machine:
                 bus = "" if target is None else target.get("bus", "")
                 _demand(bus not in ("sata", "ide"), f"{bus} does not hot-plug")
                 self._plug(device)
+                memory_simulator.plug(root, device)
                 reach(root, "devices").append(device)
             case ops.DomainDetach(alias=alias, xml=xml):
                 device = _same_device(root, parse(xml)) if xml else _device(root, alias)
                 _demand(device is not None, f"{alias} is not plugged in")
                 assert device is not None
                 self._unplug(device)
+                memory_simulator.plug(root, device, -1)
                 reach(root, "devices").remove(device)
             case ops.DomainUpdateDevice(xml=xml):
                 wanted = parse(xml)
@@ -324,6 +373,7 @@ class Machine:
             fact = self.facts.get(Key("file", path))
             there = isinstance(fact, File) and fact.kind in ("regular", "block")
             _demand(there or path in storage_simulator.paths(self.facts), f"{name}: no file {path}")
+        memory_simulator.start(root)
         numbers = itertools.count()
         for device in root.findall("devices/*"):
             if device.tag == "interface":
@@ -434,6 +484,10 @@ class Machine:
                 del self.facts[Key("network", network.name)]
             case ops.NetworkSetAutostart(enabled=enabled):
                 self._put(Key("network", network.name), replace(network, autostart=enabled))
+            case ops.NetworkRepair():
+                fact = self.facts[Key("forwarding", "")]
+                assert isinstance(fact, Forwarding)
+                self._put(Key("forwarding", ""), replace(fact, ipv4=True, ipv6=True))
             case ops.NetworkUpdate():
                 self._update_network(network, operation)
             case _:
@@ -446,13 +500,20 @@ class Machine:
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         forward = root.find("forward")
         mode = "" if forward is None else forward.get("mode", "nat")
+        if forward is not None and forward.get("dev") and forward.find("interface") is None:
+            ElementTree.SubElement(forward, "interface", {"dev": forward.get("dev", "")})
         _demand(root.find("ip") is not None or mode not in ("nat", "route", "open"), f"{mode} needs an IP address")
+        if mode == "bridge":
+            used = root.find("bridge")
+            _demand(used is not None and used.keys() == ["name"], "a bridge of others has a name and nothing else")
+            _demand(root.find("ip") is None and root.find("mac") is None, "a bridge of others has no address here")
+            return self.keep_network(root)
         for version in (4, 6):
             subnets = [ip for ip in root.findall("ip") if (":" in ip.get("address", "")) == (version == 6)]
             _demand(sum(ip.find("dhcp") is not None for ip in subnets) < 2, f"DHCP on two IPv{version} subnets")
         for ip in root.findall("ip"):
             for host in ip.findall("dhcp/host"):
-                _demand(":" not in ip.get("address", ""), f"IPv6 reservation by MAC {host.get('mac')}")
+                _demand((":" in ip.get("address", "")) != bool(host.get("mac")), f"reservation by {host.attrib}")
             addresses = [host.get("ip") for host in ip.findall("dhcp/host")]
             _demand(len(addresses) == len(set(addresses)), "dnsmasq refuses one address for two guests")
         bridge = reach(root, "bridge")
@@ -460,6 +521,7 @@ class Machine:
             taken = {fact.bridge for fact in others}
             bridge.set("name", next(n for i in itertools.count() if (n := f"virbr{i}") not in taken))
         bridge.set("stp", bridge.get("stp", "on"))
+        bridge.set("delay", bridge.get("delay", "0"))
         return self.keep_network(root)
 
     def keep_network(self, root: Element) -> Network:
@@ -467,7 +529,8 @@ class Machine:
         name, uuid = root.findtext("name") or "", root.findtext("uuid") or str(uuids.uuid4())
         others = [fact for fact in self.facts.values() if isinstance(fact, Network) and fact.name != name]
         bridge = reach(root, "bridge")
-        _demand(all(fact.bridge != bridge.get("name") for fact in others), "bridge name in use by another network")
+        free = all(fact.bridge != bridge.get("name") for fact in others)
+        _demand(free or root.find("forward[@mode='bridge']") is not None, "bridge name in use by another network")
         found = self.facts.get(Key("network", name))
         if isinstance(found, Network):
             _demand(found.uuid == uuid, f"network {name} has another uuid")
@@ -484,7 +547,11 @@ class Machine:
         _demand(not network.active, f"network {name} is active")
         bridge = parse(network.config or "").find("bridge")
         assert bridge is not None
-        self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, stp=bridge.get("stp") == "on"))
+        if parse(network.config or "").find("forward[@mode='bridge']") is None:
+            stp, delay = bridge.get("stp") == "on", float(bridge.get("delay", "0"))
+            ticks = int((max(2.0, delay) if stp else delay) * USER_HZ)
+            settings = numbers(BRIDGE, stp_state=int(stp), forward_delay=ticks)
+            self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, settings=settings))
         made = replace(network, active=True, live=network.config, bridge=bridge.get("name", ""))
         self._put(Key("network", name), made)
 
@@ -494,7 +561,8 @@ class Machine:
         _demand(network.active, f"network {name} is not active")
         bridge = parse(network.live or "").find("bridge")
         assert bridge is not None
-        if self.find_link(bridge.get("name", "")) is not None:
+        own = parse(network.live or "").find("forward[@mode='bridge']") is None
+        if own and self.find_link(bridge.get("name", "")) is not None:
             self.delete_link(bridge.get("name", ""))
         self._put(Key("network", name), replace(network, active=False, live=None))
 
@@ -504,19 +572,14 @@ class Machine:
                 self.set_link(tap, master=bridge, master_index=self.link(bridge).index)
 
     def _update_network(self, network: Network, operation: ops.NetworkUpdate) -> None:
-        section = operation.section.removeprefix("dhcp-")
         for where in [name for name in ("live", "config") if getattr(operation, name)]:
             root = parse(getattr(self.network(network.name), where))
-            dhcp = reach(root.findall("ip")[operation.parent_index], "dhcp")
-            wanted = parse(operation.xml)
-            same = [item for item in dhcp.findall(section) if item.attrib == wanted.attrib]
-            if operation.command == "add":
-                taken = [item for item in dhcp.findall("host") if item.get("mac") == wanted.get("mac")]
-                _demand(not same and not (section == "host" and taken), f"there already: {operation.xml}")
-                dhcp.append(wanted)
+            parent, tag, keys = _SECTIONS[operation.section]
+            if parent == "dhcp":
+                holder = reach(root.findall("ip")[operation.parent_index], "dhcp")
             else:
-                _demand(same, f"not there: {operation.xml}")
-                dhcp.remove(same[0])
+                holder = reach(root, parent) if parent else root
+            _update_section(holder, tag, keys, operation)
             fact = self.network(network.name)
             self._put(Key("network", network.name), replace(fact, **{where: serialise(root)}))  # type: ignore[arg-type]
 
@@ -532,12 +595,12 @@ class Machine:
     def _execute_link(self, operation: ops.LinkOp) -> None:
         name = operation.name
         match operation:
-            case ops.BridgeCreate(alias=alias, mac=mac, mtu=mtu, stp=stp, forward_delay_seconds=delay):
-                made = Link(name, 0, "bridge", mac, mtu or 1500, alias=alias, mark=Mark.from_alias(alias), stp=stp)
-                self.add_link(replace(made, forward_delay_seconds=15.0 if delay is None else delay))
-            case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues):
+            case ops.BridgeCreate(alias=alias, mac=mac, mtu=mtu, settings=settings):
+                made = Link(name, 0, "bridge", mac, mtu or 1500, alias=alias, mark=Mark.from_alias(alias))
+                self.add_link(replace(made, settings=numbers(BRIDGE, **dict(settings))))
+            case ops.TapCreate(alias=alias, mode=mode, owner=owner, group=group, multi_queue=queues, vnet_hdr=header):
                 made = Link(name, 0, "tun", alias=alias, mark=Mark.from_alias(alias), tun_mode=mode, persistent=True)
-                self.add_link(replace(made, owner=owner, group=group, multi_queue=queues))
+                self.add_link(replace(made, owner=owner, group=group, multi_queue=queues, vnet_hdr=header))
             case ops.VlanCreate(alias=alias, parent=parent, id=number, mtu=mtu):
                 below = self.link(parent)
                 _demand(below.up, f"{parent} is down")
@@ -553,7 +616,7 @@ class Machine:
                 _demand(link.tun_mode == mode and not link.carrier, f"{name} is held by somebody")
                 kept = (owner is not None or link.owner is None) and (group is not None or link.group is None)
                 _demand(kept, f"{name}: the kernel takes no owner off")
-                self.set_link(name, owner=owner, group=group)
+                self.set_link(name, owner=owner, group=group, vnet_hdr=operation.vnet_hdr)
             case ops.LinkSet():
                 self._set(operation)
             case ops.LinkDelete(alias=alias):
@@ -570,20 +633,34 @@ class Machine:
                 routes = tuple(r for r in link.routes if (r.to, r.protocol) != (network, "kernel"))
                 kept = tuple(item for item in link.addresses if item.cidr != cidr)
                 self.set_link(name, addresses=kept, routes=routes)
-            case ops.RouteAdd(to=to, via=via, metric=metric):
-                link = self.link(name, operation.index)
-                _demand(link.up, f"{name} is down")
-                route = Route(to, via, metric or (1024 if ":" in to else 0), "static")
-                self.set_link(name, routes=(*(r for r in link.routes if r != route), route))
-            case ops.RouteDelete(to=to, via=via, metric=metric):
-                link = self.link(name, operation.index)
-                found = [r for r in link.routes if (r.to, r.via) == (to, via) and r.metric in (metric, 1024)]
-                _demand(found, f"{name} has no route to {to}")
-                self.set_link(name, routes=tuple(r for r in link.routes if r != found[0]))
+            case ops.RouteAdd() | ops.RouteDelete():
+                self._change_route(operation)
             case ops.AddressesMove():
                 self._move_addresses(operation)
+            case ops.AddressesRestore():
+                self._restore_addresses(operation)
             case _:
                 raise Impossible(f"nobody knows how to {operation}")
+
+    def _change_route(self, operation: ops.RouteAdd | ops.RouteDelete) -> None:
+        name, to, via, metric = operation.name, operation.to, operation.via, operation.metric
+        link = self.link(name, operation.index)
+        if isinstance(operation, ops.RouteAdd):
+            _demand(link.up, f"{name} is down")
+            route = Route(to, via, metric or (1024 if ":" in to else 0), "static")
+            self.set_link(name, routes=(*(r for r in link.routes if r != route), route))
+        else:
+            found = [r for r in link.routes if (r.to, r.via) == (to, via) and r.metric in (metric, 1024)]
+            _demand(found, f"{name} has no route to {to}")
+            self.set_link(name, routes=tuple(r for r in link.routes if r != found[0]))
+
+    def _restore_addresses(self, operation: ops.AddressesRestore) -> None:
+        for cidr in operation.cidrs:
+            self.add_address(operation.name, cidr, operation.index)
+        link = self.link(operation.name, operation.index)
+        _demand(link.up, f"{operation.name} is down")
+        ways = (Route(to, "192.0.2.1", 0, "static") for to in operation.ways)
+        self.set_link(operation.name, routes=(*link.routes, *ways))
 
     def _move_addresses(self, operation: ops.AddressesMove) -> None:
         """Address and route facts change their link; static ones take their place where the operation says so."""
@@ -604,14 +681,13 @@ class Machine:
     def _set(self, operation: ops.LinkSet) -> None:
         link = self.link(operation.name, operation.index)
         changed = {
-            name: value
-            for name in ("alias", "mac", "mtu", "up", "stp", "forward_delay_seconds")
-            if (value := getattr(operation, name)) is not None
+            name: value for name in ("alias", "mac", "mtu", "up") if (value := getattr(operation, name)) is not None
         }
         if operation.alias is not None:
             changed["mark"] = Mark.from_alias(operation.alias)
-        if operation.stp is not None or operation.forward_delay_seconds is not None:
+        if operation.settings:
             _demand(link.kind == "bridge", f"{link.name} is no bridge")
+            changed["settings"] = tuple((dict(link.settings) | dict(operation.settings)).items())
         if operation.up and link.kind == "bridge" and not link.up:
             own = Address("fe80::5054:ff:fe00:1/64", "link")  # the kernel's own
             changed["addresses"] = (*link.addresses, own)
@@ -619,11 +695,28 @@ class Machine:
             bridge = self.link(operation.master) if operation.master else None
             _demand(bridge is None or bridge.kind == "bridge", f"{operation.master} is no bridge")
             changed |= {"master": operation.master, "master_index": bridge.index if bridge else 0}
-            changed["port"] = BridgePort("forwarding") if bridge else None
+            changed["port"] = BridgePort("forwarding", numbers(PORT, cost=100)) if bridge else None
+        if operation.port_settings:
+            port = changed.get("port", link.port)
+            _demand(port, f"{link.name} is no port")
+            settings = dict(port.settings) | dict(operation.port_settings)
+            changed["port"] = replace(port, settings=tuple(settings.items()))
         if operation.port_mark is not None:
             names = tuple(name for name in link.alternative_names if not name.startswith("kvmd.port."))
             changed["alternative_names"] = (*names, operation.port_mark) if operation.port_mark else names
-        self.set_link(operation.name, **changed)
+        if operation.rename is None:
+            self.set_link(operation.name, **changed)
+        else:
+            self.rename_link(link.name, operation.rename, **changed)
+
+    def rename_link(self, name: str, new: str, **changed: Any) -> None:
+        """Another name; what is its port follows."""
+        link = self.facts.pop(Key("link", name))
+        assert isinstance(link, Link)
+        self.add_link(replace(link, name=new, **changed))
+        for fact in list(self.facts.values()):
+            if isinstance(fact, Link) and fact.master == name:
+                self.set_link(fact.name, master=new)
 
     def add_address(self, name: str, cidr: str, index: int = 0) -> None:
         """Give a link an address, and the kernel's route to its subnet."""
@@ -640,6 +733,11 @@ class Machine:
             if isinstance(fact, Link) and fact.master == name:
                 self.set_link(fact.name, master="", master_index=0, port=None)
         del self.facts[Key("link", name)]
+
+
+def numbers(table: Iterable[Setting], **other: int) -> tuple[tuple[str, int], ...]:
+    """The settings of a bridge or port as the kernel makes them, but for those said."""
+    return tuple((s.kernel, other.get(s.kernel, s.default or 0)) for s in table)
 
 
 def edit(root: Element, changes: Mapping[str, Any]) -> None:
@@ -673,9 +771,42 @@ def _target(device: Element) -> str:
 
 def _rest(device: Element) -> list[str]:
     """What an update of a device may not change; another medium may be of another format."""
-    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in ("source", "link", "target")]
+    free = ("source", "link", "target", "bandwidth")
+    rest = [ElementTree.tostring(item, "unicode") for item in device if item.tag not in free]
     rest = [re.sub(r'(<driver[^>]*) type="\w+"', r"\1", text) for text in rest]
     return sorted(ElementTree.canonicalize(text, strip_text=True) for text in rest)
+
+
+def _tune(root: Element, operation: ops.Op) -> None:
+    """What changes in a running guest without a device coming or going."""
+    match operation:
+        case ops.DomainSetIoTune(target=target, limits=limits):
+            found = [disk for disk in root.findall("devices/disk") if _target(disk) == target]
+            _demand(found, f"no disk {target}")
+            given = {name: value for name, value in limits if value}
+            for word in ("bytes", "iops"):
+                split = given.keys() & {f"read_{word}_sec", f"write_{word}_sec"}
+                _demand(not (f"total_{word}_sec" in given and split), "total and read/write cannot be set together")
+            for name in given:
+                base = name.removesuffix("_length").removesuffix("_max")
+                _demand(base in given or name == "size_iops_sec", f"cannot reset {base} when {name} is set")
+            cut(found[0], "iotune")
+            for name, value in given.items():
+                reach(found[0], f"iotune/{name}").text = str(value)
+        case ops.DomainSetIoThreads(add=add, remove=remove):
+            present = set(io_threads.numbers(root))
+            _demand(not present & set(add) and set(remove) <= present, "no such I/O thread, or there already")
+            _demand(not io_threads.used(root) & set(remove), "the I/O thread serves a disk")
+            present = (present | set(add)) - set(remove)
+            cut(root, "iothreadids")
+            reach(root, "iothreads").text = str(len(present))
+            for number in sorted(present):
+                ElementTree.SubElement(reach(root, "iothreadids"), "iothread", {"id": str(number)})
+        case ops.DomainSetBalloonPeriod(seconds=seconds):
+            _demand(reach(root, "devices/memballoon").get("model") != "none", "no balloon")
+            cut(root, "devices/memballoon/stats")
+            if seconds:
+                reach(root, "devices/memballoon/stats").set("period", str(seconds))
 
 
 def _device(root: Element, alias: str) -> Element | None:
@@ -703,6 +834,7 @@ def _sources(root: Element) -> list[str]:
 def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     """What libvirt makes of a definition: defaults written out, empty values dropped, nonsense refused."""
     root.attrib.pop("id", None)
+    memory_simulator.complete(root)
     memory = reach(root, "memory")
     maximum = (size("memory").get(root) or 0) // 1024
     _demand(maximum > 0, "no memory")
@@ -723,6 +855,7 @@ def _completed(root: Element, machines: Mapping[str, str]) -> Element:
     _demand(not (orders and root.find("os/boot") is not None), "per-device boot elements beside os/boot")
     if not orders and root.find("os/boot") is None:
         ElementTree.SubElement(reach(root, "os"), "boot", {"dev": "hd"})
+    _complete_threads(root)
     _complete_devices(root, "q35" in kind.get("machine", ""))
     return root
 
@@ -745,10 +878,16 @@ def _complete_cpus(root: Element) -> None:
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = "qemu64"
 
 
+def _complete_threads(root: Element) -> None:
+    if root.find("devices/memballoon") is None:
+        ElementTree.SubElement(reach(root, "devices"), "memballoon", {"model": "virtio"})
+    _demand(io_threads.used(root) <= io_threads.numbers(root), "a disk names an I/O thread that is not defined")
+
+
 def _complete_devices(root: Element, q35: bool) -> None:
     targets = [item.get("dev") for item in root.findall("devices/disk/target")]
     _demand(len(targets) == len(set(targets)), f"target duplicated: {targets}")
-    tags = ("disk", "interface", "serial")
+    tags = ("disk", "interface", "serial", "memory", "filesystem", "hostdev")
     aliases = [item.get("name", "") for tag in tags for item in root.findall(f"devices/{tag}/alias")]
     owned = [name for name in aliases if name.startswith("ua-")]
     _demand(len(owned) == len(set(owned)), f"alias duplicated: {owned}")
@@ -759,6 +898,10 @@ def _complete_devices(root: Element, q35: bool) -> None:
         driver.set("type", driver.get("type", "raw"))
         if disk.find("serial") is not None and not disk.findtext("serial"):
             cut(disk, "serial")
+    shares = root.findall("devices/filesystem")
+    if any(reach(copy.deepcopy(share), "driver").get("type") == "virtiofs" for share in shares):
+        shared = root.find("memoryBacking/access[@mode='shared']")
+        _demand(shared is not None, "virtiofs requires shared memory")
     for nic in root.findall("devices/interface"):
         mac = reach(nic, "mac")
         mac.set("address", mac.get("address") or f"52:54:00:{uuids.uuid4().hex[:6]}")
@@ -781,7 +924,7 @@ class Loop:
     """Plan, act, look again: what the engine does, without threads and clocks. *now* passes by a second a round."""
 
     def __init__(self, machine: Machine, rules: Rules | None = None, now: float = 1000.0) -> None:
-        self.machine, self.rules, self.now = machine, rules or Rules(), now
+        self.machine, self.rules, self.now = machine, rules or Rules(host_devices=("*",)), now
         self.memory = Remembering(Backoff(jitter=0.0))
         self.planner = Planner(CONTROLLERS, self.rules)
         self.applied: dict[Ref, Applied] = {}
@@ -802,7 +945,10 @@ class Loop:
     def plan(self) -> Plan:
         """The next plan."""
         observed = self.look()
-        return self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now)
+        begun: list[Step] = []
+        plan = self.planner.plan(self.desired(), observed, self.memory.value(self.now), self.now, begun.append)
+        assert all(step in plan.steps for step in begun), "what is begun while others are planned is in the plan"
+        return plan
 
     def fresh_plan(self) -> Plan:
         """What a planner that remembers nothing says now."""

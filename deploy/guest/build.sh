@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # What the guest needs to speak (first) and what it needs for everything that may be plugged into it (rest).
 first=(virtio_pci virtio_net button evdev)
-rest=(virtio_blk virtio_balloon virtio_mem virtio_scsi sd_mod sr_mod isofs ata_piix ahci virtio-rng virtio_console e1000 e1000e)
+rest=(virtio_blk virtio_balloon virtio_mem virtio_scsi sd_mod sr_mod isofs ata_piix ahci virtio-rng virtio_console virtiofs e1000 e1000e)
 
 fail() {
     echo "build.sh: $*" >&2

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvmd.api.resource import EMPTY, Ref, Resource, steering
+from kvmd.api.resource import EMPTY, Ref, Resource, steering, with_shared_keys
 
 XML_NAMESPACE = "https://kvmd.dev/xmlns/libvirt/1"
 XML_PREFIX = "kvmd"
@@ -89,7 +89,7 @@ class Mark:
     def from_element(cls, element: ElementTree.Element) -> Mark | None:
         """Read the XML form; a mark that nobody can read is no mark."""
         try:
-            details = json.loads(element.text or "{}")
+            details = json.loads(element.text or "{}", object_pairs_hook=with_shared_keys)
             return cls(
                 owner=element.attrib["owner"],
                 ref=Ref.parse(element.attrib["ref"]),
@@ -174,3 +174,8 @@ def derived_mac(machine_id: str, owner: str, ref: Ref, interface: str) -> str:
     """The MAC that a NIC gets at creation, in QEMU's range 52:54:00."""
     digest = uuid.uuid5(_NAMESPACE_UUID, f"{machine_id}/{owner}/{ref}/{interface}").bytes
     return "52:54:00:" + ":".join(f"{octet:02x}" for octet in digest[:3])
+
+
+def derived_port_mac(machine_id: str, owner: str, ref: Ref, interface: str) -> str:
+    """The same for what may become a port: so high that no bridge, which takes the lowest of its ports, takes it."""
+    return "fe" + derived_mac(machine_id, owner, ref, interface)[2:]

@@ -7,8 +7,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from sys import intern
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -121,6 +122,10 @@ class Resource:
         """The paths of every leaf that the user wrote, list items by name: ``disks[root].path``."""
         return frozenset(leaf_paths(self.written))
 
+    def in_words_of(self, spec: SpecModel) -> Resource:
+        """The same resource with some words of its spec resolved; what was written stays what it was."""
+        return self if spec is self.spec else replace(self, spec=spec)
+
     def annotation(self, name: str) -> str | None:
         """Return one annotation, or None."""
         return self.metadata.annotations.get(name)
@@ -176,6 +181,11 @@ def hash_of(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON form of plain data."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` of json: a thousand specs have the same few keys, and each is kept once."""
+    return {intern(key): value for key, value in pairs}
 
 
 def leaf_paths(value: Any, path: str = "") -> Iterator[str]:

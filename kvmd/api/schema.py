@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -45,7 +46,8 @@ def leaf(
 def branch(default: Any = ..., *, about: str, factory: Any = None, **constraints: Any) -> Any:
     """Declare an inner node of a spec: it has a description, its leaves have the rest."""
     if factory is not None:
-        return Field(default_factory=factory, description=about, **constraints)
+        # Specs are frozen: all that leave the branch out have the same one.
+        return Field(default_factory=cache(factory), description=about, **constraints)
     return Field(default, description=about, **constraints)
 
 

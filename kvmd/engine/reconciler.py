@@ -98,17 +98,19 @@ class Reconciler:
         for outcome in outcomes:
             self._end(outcome, begun)
         snapshot, observed = self._look(begun)
-        plan = self._plan(snapshot, observed, begun)
+        safe = act and self._safely(lambda: self._records.keep_specs(snapshot))
+        dispatched: list[Step] = []
+        plan = self._plan(snapshot, observed, begun, dispatched if safe else None)
         self.memory.take_plan(plan, begun)
-        dispatched: tuple[Step, ...] = ()
-        if act and self._keep_safely(snapshot, plan, observed):
-            dispatched = self._dispatch(plan, observed, begun)
+        if safe and self._safely(lambda: self._keep(snapshot, plan, observed)):
+            self._dispatch(plan, observed, begun, dispatched)
         propagated = self._propagation(plan, begun)
         wakes = [wake for wake in (plan.wake_at, snapshot.wake_at, self._next_try(plan, begun)) if wake is not None]
         if observed.missing:
             wakes.append(begun + LOOK_AGAIN_SECONDS)
         seconds = time.monotonic() - begun
-        return Report(plan, snapshot, observed, outcomes, dispatched, propagated, min(wakes, default=None), seconds)
+        wake_at = min(wakes, default=None)
+        return Report(plan, snapshot, observed, outcomes, tuple(dispatched), propagated, wake_at, seconds)
 
     def _look(self, now: float) -> tuple[Snapshot, Observed]:
         snapshot = self._directory.scan(now, time.time())
@@ -140,8 +142,14 @@ class Reconciler:
         self._secrets = tuple(dict.fromkeys(name for names in self._named_secrets.values() for name in names))
         self._resources = resources
 
-    def _plan(self, snapshot: Snapshot, observed: Observed, now: float) -> Plan:
-        return self._planner.plan(self._desired_of(snapshot), observed, self.memory.value(now), now)
+    def _plan(self, snapshot: Snapshot, observed: Observed, now: float, begun: list[Step] | None) -> Plan:
+        """Plan; where *begun* is a list, give workers at once what is certain, and note it there."""
+
+        def begin(step: Step) -> None:
+            if begun is not None and self._executor.room and self.memory.fruitless_until(step, now) is None:
+                self._submit(Job((step,)), begun)
+
+        return self._planner.plan(self._desired_of(snapshot), observed, self.memory.value(now), now, begin)
 
     def memory_value(self) -> Memory:
         """What is remembered now."""
@@ -171,17 +179,17 @@ class Reconciler:
 
     # --------------------------------------------------------------------------------- what must survive
 
-    def _keep_safely(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> bool:
+    def _safely(self, keep: Callable[[], None]) -> bool:
         """False where nothing may be done, because what must survive cannot be written down first."""
         try:
-            self._keep(snapshot, plan, observed)
+            keep()
         except Retry as error:
             self._tell("Host", "StateNotWritable", str(error), True)
             return False
         return True
 
     def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
-        self._records.keep(snapshot, plan)
+        self._records.keep_applied(plan)
         if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:
             return
         for ref in self._records.forget_gone(plan, lambda ref: not self.memory.of(ref).busy):
@@ -193,11 +201,11 @@ class Reconciler:
 
     # ------------------------------------------------------------------------------------------- acting
 
-    def _dispatch(self, plan: Plan, observed: Observed, now: float) -> tuple[Step, ...]:
+    def _dispatch(self, plan: Plan, observed: Observed, now: float, started: list[Step]) -> None:
         """Give workers what can be done now; a step that waits for another is planned again when that is a fact."""
         room = self._executor.room
-        jobs, waiting = _jobs(plan.steps), 0
-        started: list[Step] = []
+        begun = {step.ref for step in started}
+        jobs, waiting = _jobs(tuple(step for step in plan.steps if step.ref not in begun)), 0
         for job in jobs:
             if LIBVIRT in observed.missing and any(_needs_libvirt(step) for step in job.steps):
                 continue
@@ -208,11 +216,13 @@ class Reconciler:
             if not all(self._counted(step, now) for step in job.steps if step.cause is Cause.PRUNE):
                 continue
             waiting += job.weight
-            for step in job.steps:
-                self.memory.start(step)
-                started.append(step)
-            self._executor.submit(job)
-        return tuple(started)
+            self._submit(job, started)
+
+    def _submit(self, job: Job, started: list[Step]) -> None:
+        for step in job.steps:
+            self.memory.start(step)
+            started.append(step)
+        self._executor.submit(job)
 
     def _counted(self, step: Step, now: float) -> bool:
         """What is about to go counts for the brake, whatever becomes of this process; False where it cannot."""
@@ -273,6 +283,7 @@ def rules_of(settings: Settings) -> Rules:
         accelerator=settings.defaults.accelerator,
         allowed_paths=settings.policy.allowed_paths,
         uplinks=settings.policy.uplinks,
+        host_devices=settings.policy.host_devices,
         images=os.path.join(settings.paths.state, "images"),
         seeds=os.path.join(settings.paths.state, "seeds"),
         memory_reserve=settings.admission.memory_reserve,

@@ -19,21 +19,21 @@ class Records:
 
     def __init__(self, good: Store, applied: Store) -> None:
         self._good, self._store = good, applied
-        self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.load().items()}
+        applied.load()
+        applied.share(good)
+        self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.objects().items()}
         self._saved: Mapping[Ref, Resource] = {}
         self._plan = Plan({})
 
-    def keep(self, snapshot: Snapshot, plan: Plan) -> None:
-        """Write down last good specs before the first act on them, and what is applied once it is. Raises Retry."""
+    def keep_specs(self, snapshot: Snapshot) -> None:
+        """Write down last good specs, before the first act on them. Raises Retry."""
         resources = snapshot.resources
         news = (resources[ref] for ref in changed(self._saved, resources) if ref in resources)
         self._good.save_all([(resource, 0) for resource in news if not resource.held])
         self._saved = resources
-        self._keep_applied(plan)
-        self._plan = plan
 
-    def _keep_applied(self, plan: Plan) -> None:
-        """Note what is applied now, and, of what cannot carry its spec itself, what is about to be."""
+    def keep_applied(self, plan: Plan) -> None:
+        """Note what is applied now, and, of what cannot carry its spec itself, what is about to be. Raises Retry."""
         fresh: list[tuple[Resource, int]] = []
         for ref in changed(self._plan.objects, plan.objects):
             item = plan.objects.get(ref)
@@ -47,6 +47,7 @@ class Records:
         if fresh:
             self._store.save_all(fresh)
             self.applied = {**self.applied, **{item.ref: _applied(item, number) for item, number in fresh}}
+        self._plan = plan
 
     def forget_gone(self, plan: Plan, may_go: Callable[[Ref], bool]) -> list[Ref]:
         """Forget what was applied of objects that are neither asked for nor there; returns them. Raises Retry."""

@@ -14,9 +14,12 @@ from types import MappingProxyType
 from kvmd import ops
 from kvmd.errors import KvmdError
 from kvmd.host.checkpoint import Checkpoints
+from kvmd.host.errands import Errands
 from kvmd.host.files import Files
+from kvmd.host.forwarding import ForwardingFacts
 from kvmd.host.helpers import lacking
 from kvmd.host.image_store import ImageStore
+from kvmd.host.leases import LeaseFiles
 from kvmd.host.ledger import LedgerFile
 from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import Recorder
@@ -62,9 +65,12 @@ class Host:
         self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
         self._managers = LinkManagers()
+        self._leases = LeaseFiles()
+        self._forwarding = ForwardingFacts(settings.libvirt.relist, wake)
         images = ImageStore(os.path.join(settings.paths.state, "images"))
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
-        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, wake))
+        errands = Errands(settings.backoff, wake)
+        self.storage = Storage(images, seeds, StorageFacts(images, seeds, settings.libvirt.relist, errands), errands)
         self.ledger = LedgerFile(settings.paths.state)
         self._kvm, self._lacking_links = usable_kvm(), lacking_links()
         self._lacking: tuple[str, ...] = ()
@@ -85,7 +91,8 @@ class Host:
         host = self._host_fact()
         storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
         managers = self._managers.look(self._link_facts)
-        network = (self._link_facts, managers, self.checkpoints.facts)
+        leases, forwarding = self._leases.look(), self._forwarding.look(domains)
+        network = (self._link_facts, managers, self.checkpoints.facts, leases, forwarding)
         parts = (domains, taps, *network, files, self.ledger.facts, storage, host)
         same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
         if same and frozenset(missing) == self._observed.missing:
@@ -97,6 +104,8 @@ class Host:
             merged = {
                 **domains,
                 **managers,
+                **leases,
+                **forwarding,
                 **self.checkpoints.facts,
                 **self._link_facts,
                 **ports,
@@ -130,6 +139,8 @@ class Host:
         uuid = getattr(operation, "uuid", "")
         if uuid:
             self.libvirt.mark_stale(kind, uuid)
+            if kind == "network":
+                self._forwarding.mark_stale()
             if kind == "network" or isinstance(operation, _MOVES_TAPS):
                 self._links_stale.set()
         if isinstance(operation, ops.SnapshotOp):
@@ -139,6 +150,8 @@ class Host:
         """Read all of it again at the next look."""
         self.libvirt.mark_stale("", "")
         self.storage.facts.mark_stale()
+        self._forwarding.mark_stale()
+        self.storage.errands.forget_failures()
         self._links_stale.set()
         self._host = None
 
@@ -210,6 +223,7 @@ class Host:
             machines=capabilities.machines,
             machine_types=capabilities.machine_types,
             lacking=self._lacking,
+            user_backends=capabilities.user_backends,
             users=users,
             groups=groups,
             lacking_links=self._lacking_links,

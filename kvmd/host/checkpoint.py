@@ -6,17 +6,20 @@ Or it is armed: whoever comes first of this process, the watchdog and the next k
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvmd.errors import KvmdError, Refused, Retry
-from kvmd.host.checkpoint_file import ARMED, ROLLED_BACK, CheckpointFiles, Entry, boot_id
+from kvmd.host.checkpoint_file import ARMED, MOVED, ROLLED_BACK, CheckpointFiles, Entry, boot_id
+from kvmd.host.link_facts import parse_address, parse_route
 from kvmd.host.link_record import boot_seconds
 from kvmd.host.links import Links
 from kvmd.host.neighbours import Neighbours
 from kvmd.host.watchdog_start import Watchdog
-from kvmd.observed import Checkpoint, Fact, Key
+from kvmd.observed import Checkpoint, Fact, Key, Moved
 from kvmd.ops import AddressesMove, BridgeCreate, Guarded
 
 BEFORE_SECONDS = 3.0  # a gateway that does not answer for so long does not have to afterwards
@@ -28,6 +31,7 @@ class Checkpoints:
 
     def __init__(self, state: str, links: Links, namespace: str | None = None) -> None:
         self.files = CheckpointFiles(state)
+        self.moves = CheckpointFiles(state, "moved")
         self._links, self._namespace = links, namespace
         self._lock = threading.Lock()
         self.facts: Mapping[Key, Fact] = {}
@@ -44,14 +48,19 @@ class Checkpoints:
         return [text for text in told if text]
 
     def execute(self, operation: Guarded) -> None:
-        """Carry out the operations and prove them. Raises Refused after they were put back, Retry before."""
+        """Carry out the operations and prove them.
+
+        Raises Refused after they were put back, or before where one of them may not be done; Retry before.
+        """
         with self._lock:
+            self._links.check(operation.operations)
             neighbours = self._links.neighbours()
             try:
                 before = self._who_answers(operation, neighbours)
                 entry = self._begin(operation)
                 with self._arm(entry):
                     self._carry_out(operation, entry, neighbours, before)
+                self._remember(operation)
             except OSError as error:
                 raise Retry(
                     f"no checkpoint can be made in {self.files.folder}: {error.strerror}", hint="make room there"
@@ -145,6 +154,17 @@ class Checkpoints:
             self._still_armed(entry)
             self.files.remove(entry.object)
 
+    def _remember(self, operation: Guarded) -> None:
+        """What is proven on the bridge now, so that it can be put back where somebody deletes the bridge."""
+        moves = [act for act in operation.operations if isinstance(act, AddressesMove)]
+        if moves and moves[-1].name != operation.name:  # back to its uplink
+            self.moves.remove(operation.object)
+        elif moves:
+            record = self._links.record([operation.name], ())
+            self.moves.write(
+                Entry(uuid.uuid4().hex, operation.object, operation.spec_hash, MOVED, boot_id(), 0.0, "", record)
+            )
+
     def _still_armed(self, entry: Entry) -> None:
         """The watchdog may have been faster: this process was stopped, or the machine slept."""
         found = self.files.find(entry.object)
@@ -155,14 +175,28 @@ class Checkpoints:
         return roll_back(self.files, self._links, entry, why)
 
     def _publish(self) -> None:
-        facts: dict[Key, Fact] = {}
-        for entry in self.files.entries():
-            key = Key("checkpoint", entry.object)
-            fact = Checkpoint(entry.object, entry.spec_hash, entry.state, entry.why)
-            known = self.facts.get(key)
-            facts[key] = known if isinstance(known, Checkpoint) and known == fact else fact
+        found: dict[Key, Fact] = {
+            Key("checkpoint", entry.object): Checkpoint(entry.object, entry.spec_hash, entry.state, entry.why)
+            for entry in self.files.entries()
+        }
+        boot = boot_id()  # after another one it is the machine's own configuration that says where addresses are
+        found |= {Key("moved", e.object): _moved(e) for e in self.moves.entries() if e.boot == boot}
+        facts = {
+            key: known if (known := self.facts.get(key)) == fact and known else fact for key, fact in found.items()
+        }
         if facts.keys() != self.facts.keys() or any(facts[key] is not self.facts[key] for key in facts):
             self.facts = facts
+
+
+def _moved(entry: Entry) -> Moved:
+    addresses = ((parse_address(body), body) for body in entry.record.addresses)
+    routes = ((parse_route(body), body) for body in entry.record.routes)
+    return Moved(
+        entry.object,
+        tuple((parsed[1], body) for parsed, body in addresses if parsed),
+        tuple((parsed[1] if parsed else None, body) for parsed, body in routes),
+        entry.record.taken_at,
+    )
 
 
 def roll_back(files: CheckpointFiles, links: Links, entry: Entry, why: str) -> str:
@@ -181,10 +215,17 @@ def roll_back(files: CheckpointFiles, links: Links, entry: Entry, why: str) -> s
                 found.rolled_back(f"{why}; the machine was started anew since, so nothing had to be put back")
             )
             return f"{entry.object}: not tried again: {why}, and the machine was started anew since"
-        restored = links.restore(found.record)
-        if not restored.changed:
+        begun, why = bool(found.why), found.why or why
+        restored = links.restore(found.record, lambda: _note(files, replace(found, why=why)))
+        if not restored.changed and not begun:
             files.remove(entry.object)
             return ""
         left = f"; could not be put back: {', '.join(restored.left)}" if restored.left else ""
         files.write(found.rolled_back(why + left))
         return f"rolled back: {why}{left}"
+
+
+def _note(files: CheckpointFiles, entry: Entry) -> None:
+    """Write down that putting back begins: who finds all of it back knows then that it was not always so."""
+    with contextlib.suppress(OSError):  # a full disk must not keep the network away
+        files.write(entry)

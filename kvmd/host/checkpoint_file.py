@@ -14,6 +14,7 @@ from kvmd.host.link_record import Record
 
 ARMED: Final = "armed"
 ROLLED_BACK: Final = "rolled back"
+MOVED: Final = "moved"  # confirmed long ago, and kept for the day on which somebody deletes the bridge
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,10 @@ class Entry:
 
 
 class CheckpointFiles:
-    """``<state>/checkpoints``. Every method may raise OSError."""
+    """``<state>/checkpoints``, or a *folder* beside it. Every method may raise OSError."""
 
-    def __init__(self, state: str) -> None:
-        self.folder = os.path.join(state, "checkpoints")
+    def __init__(self, state: str, folder: str = "checkpoints") -> None:
+        self.folder = os.path.join(state, folder)
 
     @contextlib.contextmanager
     def decision(self) -> Iterator[None]:

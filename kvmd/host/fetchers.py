@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from kvmd import ops
 from kvmd.errors import Retry, Unsupported
 from kvmd.host import tftp
+from kvmd.host.secrets import password_from, path_of
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 SSH_SECONDS = 24 * 3600
@@ -37,34 +39,50 @@ class _ImplicitTls(ftplib.FTP_TLS):
         return welcome
 
 
+def trust_of(login: ops.Login) -> ssl.SSLContext:
+    """Whose certificates count. Raises Retry where the file that says so cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=login.ca_file or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise Retry(f"{login.ca_file}: {_said(error)}", hint="put the authority's certificate there, PEM") from error
+    if login.insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 @contextlib.contextmanager
-def ftp(url: str) -> Iterator[ftplib.FTP]:
-    """A connection to a server of ftp or ftps, anonymous and in binary. Raises OSError or ftplib.Error."""
+def ftp(url: str, login: ops.Login = ops.NOBODY) -> Iterator[ftplib.FTP]:
+    """A connection to a server of ftp or ftps, in binary. Raises OSError, ftplib.Error or Retry."""
     parts = urlsplit(url)
-    made = _ImplicitTls(context=ssl.create_default_context()) if parts.scheme == "ftps" else ftplib.FTP()
+    made = _ImplicitTls(context=trust_of(login)) if parts.scheme == "ftps" else ftplib.FTP()
     made.timeout = READ_SECONDS
     with made:
         made.connect(parts.hostname or "", parts.port or (990 if parts.scheme == "ftps" else 21))
-        made.login()
+        made.login(*((login.user, password_from(login.secret)) if login.user else ()))
         if isinstance(made, ftplib.FTP_TLS):
             made.prot_p()
         made.voidcmd("TYPE I")
         yield made
 
 
-def fetch(url: str, part: str, progress: Progress) -> None:
+def path_in(url: str) -> str:
+    """The path on a server of ftp or tftp: from where a login begins, not from the root (RFC 1738, 3.2.2)."""
+    return unquote(urlsplit(url).path).removeprefix("/")
+
+
+def fetch(url: str, part: str, progress: Progress, login: ops.Login = ops.NOBODY) -> None:
     """Fetch to *part*. Raises Retry or Unsupported."""
     parts = urlsplit(url)
-    path = unquote(parts.path)
+    path = path_in(url)
     try:
         if parts.scheme == "ssh":
-            _ssh(parts, path, part)
+            _ssh(parts, unquote(parts.path), part, login)
             return
         with open(part, "wb") as target:
             if parts.scheme == "tftp":
-                tftp.fetch(parts.hostname or "", parts.port or 69, path.removeprefix("/"), target, progress)
+                tftp.fetch(parts.hostname or "", parts.port or 69, path, target, progress)
             else:
-                with ftp(url) as server:
+                with ftp(url, login) as server:
                     total, done = server.size(path) or 0, 0
 
                     def take(data: bytes) -> None:
@@ -88,12 +106,13 @@ def _said(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
-def _ssh(parts: SplitResult, path: str, part: str) -> None:
-    """By scp, as the system and root's own ~/.ssh have it: keys and known hosts are theirs, and nobody is asked."""
+def _ssh(parts: SplitResult, path: str, part: str, login: ops.Login) -> None:
+    """By scp, as the system and root's own ~/.ssh have it, key and known hosts; nobody is asked."""
     user = f"{parts.username}@" if parts.username else ""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     words = ("-q", "-B", "-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS:g}")
-    command = ["scp", *words, "-P", str(parts.port or 22), "--", f"{user}{host}:{path}", part]
+    key = ("-o", "IdentitiesOnly=yes", "-i", path_of(login.secret)) if login.secret else ()
+    command = ["scp", *words, *key, "-P", str(parts.port or 22), "--", f"{user}{host}:{path}", part]
     url = parts.geturl()
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SSH_SECONDS)

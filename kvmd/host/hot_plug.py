@@ -8,6 +8,7 @@ from typing import Any
 import libvirt
 
 from kvmd.errors import Stale
+from kvmd.host.disk_keys import lent
 
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 # What libvirt answers where an address of the definition is not free, or not there, in the running guest.
@@ -50,10 +51,16 @@ def _attach(domain: Any, device: ElementTree.Element) -> None:
     While a change waits that places everything anew, such as another machine, the two have little in common.
     """
     try:
-        domain.attachDeviceFlags(ElementTree.tostring(device, encoding="unicode"), LIVE)
+        _plug_in(domain, device)
     except libvirt.libvirtError as error:
         address = device.find("address[@type='pci']")
         if address is None or error.get_error_code() not in _NO_SUCH_PLACE or "PCI" not in str(error):
             raise
         device.remove(address)
-        domain.attachDeviceFlags(ElementTree.tostring(device, encoding="unicode"), LIVE)
+        _plug_in(domain, device)
+
+
+def _plug_in(domain: Any, device: ElementTree.Element) -> None:
+    xml = ElementTree.tostring(device, encoding="unicode")
+    with lent(domain.connect(), xml):
+        domain.attachDeviceFlags(xml, LIVE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,12 +12,15 @@ import libvirt
 
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
-from kvmd.errors import Refused, Retry, Stale
-from kvmd.host import hot_plug, snapshot_acts
+from kvmd.errors import Refused, Stale
+from kvmd.host import hot_plug, power_button, snapshot_acts
+from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
-from kvmd.host.seeds import password_in
+from kvmd.host.repair import repair
+from kvmd.host.rule_hold import held
+from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -26,7 +30,14 @@ _NOT_VALID = libvirt.VIR_ERR_OPERATION_INVALID
 _SECTIONS = {
     "dhcp-host": libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
     "dhcp-range": libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
+    "dns-host": libvirt.VIR_NETWORK_SECTION_DNS_HOST,
+    "dns-txt": libvirt.VIR_NETWORK_SECTION_DNS_TXT,
+    "dns-srv": libvirt.VIR_NETWORK_SECTION_DNS_SRV,
+    "portgroup": libvirt.VIR_NETWORK_SECTION_PORTGROUP,
+    "forward-interface": libvirt.VIR_NETWORK_SECTION_FORWARD_INTERFACE,
 }
+# The sections with which libvirt writes the firewall rules of the network anew (networkUpdate in bridge_driver.c).
+_REWRITES_RULES = ("dhcp-host", "dhcp-range", "forward-interface")
 _COMMANDS = {
     "add": libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
     "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
@@ -37,11 +48,6 @@ _ON_REBOOT = {
     "restart": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
 }
 Result = TypeVar("Result")
-
-_SHUTDOWN = {
-    "agent": libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-    "acpi": libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-}
 
 
 class LibvirtActs:
@@ -74,6 +80,10 @@ class LibvirtActs:
                 self._connection = None
             raise
 
+    def another(self) -> LibvirtActs:
+        """The hand of another thread."""
+        return LibvirtActs(self._settings, self._recorder)
+
     def close(self) -> None:
         """Drop the connection."""
         connection, self._connection = self._connection, None
@@ -101,6 +111,8 @@ class LibvirtActs:
                 network.undefine()
             case ops.NetworkSetAutostart(uuid=uuid, enabled=enabled):
                 self._network(uuid).setAutostart(int(enabled))
+            case ops.NetworkRepair(uuid=uuid):
+                repair(operation, self._network(uuid))
             case ops.NetworkUpdate():
                 self._update_network(operation)
             case _:
@@ -110,11 +122,12 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                _unless_done(domain.create)
+                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                    _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
             case ops.DomainShutdown(methods=methods):
-                _shut_down(domain, methods)
+                power_button.ask(domain, methods)
             case ops.DomainDestroy():
                 _unless_done(domain.destroy)
             case ops.DomainUndefine(nvram=nvram):
@@ -135,14 +148,26 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
+            case ops.DomainSetMemory(xml=xml) if xml:
+                domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)
+            case ops.DomainSetIoTune(target=target, limits=limits):
+                domain.setBlockIoTune(target, dict(limits), LIVE)
+            case ops.DomainSetIoThreads(add=add, remove=remove):
+                for number in add:
+                    domain.addIOThread(number, LIVE)
+                for number in remove:
+                    domain.delIOThread(number, LIVE)
+            case ops.DomainSetBalloonPeriod(seconds=seconds):
+                domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
                 hot_plug.attach(domain, alias)
             case ops.DomainDetach(alias=alias, xml=xml):
                 _detach(domain, alias, xml)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
-                domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
+                with lent(self._connection, xml):
+                    domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
             case ops.DomainSetOnReboot(action=action):
                 domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, _ON_REBOOT[action], LIVE)
             case _:
@@ -162,7 +187,10 @@ class LibvirtActs:
     def _update_network(self, operation: ops.NetworkUpdate) -> None:
         flags = (LIVE if operation.live else 0) | (CONFIG if operation.config else 0)
         section, command = _SECTIONS[operation.section], _COMMANDS[operation.command]
-        self._network(operation.uuid).update(command, section, operation.parent_index, operation.xml, flags)
+        network = self._network(operation.uuid)
+        rewrites = operation.live and operation.section in _REWRITES_RULES
+        with held(network.bridgeName()) if rewrites else contextlib.nullcontext():
+            network.update(command, section, operation.parent_index, operation.xml, flags)
 
 
 def _start(network: Any) -> None:
@@ -179,8 +207,8 @@ def _start(network: Any) -> None:
 def _keep_strangers_bridge(network: Any) -> None:
     """Raise Stale where the bridge's name is taken since the plan: libvirt 11 deletes that link when it fails."""
     with contextlib.suppress(libvirt.libvirtError, OSError):
-        bridge = network.bridgeName()
-        if not network.isActive() and socket.if_nametoindex(bridge):
+        bridge, mode = network.bridgeName(), ElementTree.fromstring(network.XMLDesc()).find("forward[@mode='bridge']")
+        if mode is None and not network.isActive() and socket.if_nametoindex(bridge):
             raise Stale(f"network {network.name()}: a link {bridge} has appeared")
 
 
@@ -203,21 +231,6 @@ def _unless_done(act: Any) -> None:
 
 def _says_already(text: str) -> bool:
     return any(part in text for part in ("already running", "already active", "is not running", "is not active"))
-
-
-def _shut_down(domain: Any, methods: tuple[str, ...]) -> None:
-    """Ask by the first method that can be used; the agent can only where it answers."""
-    failure: libvirt.libvirtError | None = None
-    for method in methods:
-        try:
-            domain.shutdownFlags(_SHUTDOWN[method])
-            return
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == _NOT_VALID and "is not running" in str(error):
-                return
-            failure = error
-    if failure is not None:
-        raise failure
 
 
 def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
@@ -252,5 +265,5 @@ def _detach(domain: Any, alias: str, xml: str) -> None:
         if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
             return
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            raise Retry(f"the guest {domain.name()} has not let go of {alias} yet") from None
+            return  # it was asked before and has not answered yet: the next look decides
         raise

@@ -149,6 +149,7 @@ def register_events(connection: Any, wake: Callable[[str, str], None], closed: C
         "IO_ERROR",
         "AGENT_LIFECYCLE",
         "CONTROL_ERROR",
+        "MEMORY_DEVICE_SIZE_CHANGE",
     )
     for name in names:
         event = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{name}")

@@ -15,9 +15,11 @@ import libvirt
 from kvmd.api.mark import XML_NAMESPACE, Mark, find_in
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.attributes import mark_on
+from kvmd.host.libvirt_bulk import Bulk, worth_a_list
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
 from kvmd.host.passwords import hide_in
 from kvmd.host.snapshot_facts import snapshots_of
+from kvmd.host.user_backends import user_backends
 from kvmd.observed import Domain, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
 
@@ -88,6 +90,7 @@ class Capabilities:
     architecture: str = ""
     machines: tuple[tuple[str, str], ...] = ()
     machine_types: tuple[tuple[str, bool], ...] = ()
+    user_backends: tuple[str, ...] = ()
 
 
 def _capabilities(connection: Any) -> Capabilities:
@@ -107,6 +110,7 @@ def _capabilities(connection: Any) -> Capabilities:
         architecture,
         tuple(sorted(machines.items())),
         tuple(sorted(types.items())),
+        user_backends(connection, root),
     )
 
 
@@ -133,15 +137,6 @@ class Stale:
         return self.everything or bool(self.domains) or bool(self.networks) or bool(self.pools)
 
 
-_FLAGS = (
-    libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT,
-    libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART,
-    libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT,
-)
-# From so many domains on, flags are read by list.
-BULK = 8
-
-
 class Reader:
     """One connection and everything read over it; it only calls what never blocks on a stuck guest.
 
@@ -163,8 +158,7 @@ class Reader:
         self.networks: dict[str, Entry] = dict(before.networks) if before else {}
         self.pools: dict[str, Entry] = dict(before.pools) if before else {}
         self.capabilities: Capabilities = before.capabilities if before else Capabilities()
-        # transient, autostart, with snapshots
-        self._flags: tuple[frozenset[str], frozenset[str], frozenset[str]] | None = None
+        self._bulk: Bulk | None = None
         self.relisted = 0.0
 
     def refresh(self, stale: Stale) -> KvmdError | None:
@@ -176,7 +170,8 @@ class Reader:
             if stale.everything or len(stale.domains) > len(self.domains):
                 self._relist()
             else:
-                self._look_at_flags(bulk=len(stale.domains) > BULK)
+                many = worth_a_list(len(stale.domains), len(self.domains))
+                self._bulk = Bulk.of(self._connection, stale.domains) if many else None
                 for uuid in stale.domains:
                     self._reread(uuid, self.domains, self._find_domain, self._domain_entry)
                 for uuid in stale.networks:
@@ -190,15 +185,6 @@ class Reader:
         except KvmdError as error:
             return error
         return None
-
-    def _look_at_flags(self, bulk: bool) -> None:
-        """Three lists instead of three calls a domain: who is transient, starts with libvirt, has snapshots."""
-        self._flags = None
-        if bulk:
-            transient, autostart, snapshots = (
-                frozenset(domain.UUIDString() for domain in self._connection.listAllDomains(flag)) for flag in _FLAGS
-            )
-            self._flags = (transient, autostart, snapshots)
 
     def _reconnect(self) -> None:
         now = time.monotonic()
@@ -214,9 +200,8 @@ class Reader:
 
     def _relist(self) -> None:
         with counted(self._recorder, "listAllDomains", "read"):
-            domains = self._connection.listAllDomains(0)
-        self._look_at_flags(bulk=len(domains) > BULK)
-        self.domains = self._entries(domains, self.domains, self._domain_entry)
+            self._bulk = Bulk.of(self._connection, None)
+        self.domains = self._entries(list(self._bulk.domains.values()), self.domains, self._domain_entry)
         self.networks = self._entries(self._list("listAllNetworks"), self.networks, self._network_entry)
         self.pools = self._entries(self._list("listAllStoragePools"), self.pools, self._pool_entry)
         self.relisted = time.monotonic()
@@ -252,7 +237,8 @@ class Reader:
             entries.pop(uuid, None)
 
     def _find_domain(self, uuid: str) -> Any:
-        return self._connection.lookupByUUIDString(uuid)
+        known = self._bulk.domains.get(uuid) if self._bulk is not None else None
+        return self._connection.lookupByUUIDString(uuid) if known is None else known
 
     def _find_network(self, uuid: str) -> Any:
         return self._connection.networkLookupByUUIDString(uuid)
@@ -261,7 +247,8 @@ class Reader:
         return self._connection.storagePoolLookupByUUIDString(uuid)
 
     def _domain_entry(self, domain: Any, before: Entry | None) -> Entry:
-        state, reason = domain.state()
+        uuid, bulk = domain.UUIDString(), self._bulk
+        state, reason = (bulk.states.get(uuid) if bulk is not None else None) or domain.state()
         active = state != libvirt.VIR_DOMAIN_SHUTOFF
         if state == libvirt.VIR_DOMAIN_CRASHED:
             active = bool(domain.isActive())
@@ -272,10 +259,9 @@ class Reader:
         word = _STATES.get(state, "unknown")
         reasons = _REASONS.get(word, ())
         old = before.fact if before is not None and isinstance(before.fact, Domain) else None
-        uuid = domain.UUIDString()
-        if self._flags is not None:
-            persistent, autostart = uuid not in self._flags[0], uuid in self._flags[1]
-            has_snapshots = uuid in self._flags[2]
+        if bulk is not None:
+            persistent, autostart = uuid not in bulk.transient, uuid in bulk.autostart
+            has_snapshots = uuid in bulk.snapshots
         else:
             persistent = bool(domain.isPersistent())
             autostart = bool(persistent and domain.autostart())

@@ -74,6 +74,8 @@ class Batch:
         self.steps: list[Step] = []
         self.all_routes: Sequence[bytes] = ()  # of every table, where addresses are to be moved
         self.neighbours: Sequence[bytes] = ()  # the same
+        self.rules: Sequence[bytes] = ()  # the same
+        self.awaited: set[tuple[int, bytes]] = set()  # link and address of IPv6 that must be heard at before old goes
         self._created: dict[str, int] = {}  # name and index of what this batch creates
         self._creators = {
             operation.name: position
@@ -156,6 +158,7 @@ class Batch:
         """Remember what the ioctls have set."""
         index = self.target(operation.name, 0)
         properties: dict[str, object] = {"owner": operation.owner, "group": operation.group}
+        properties["vnet_hdr"] = operation.vnet_hdr
         if isinstance(operation, TapCreate):
             properties |= {"alias": operation.alias, "tun_mode": operation.mode, "persistent": True}
             properties["multi_queue"] = operation.multi_queue

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from kvmd.errors import KvmdError, Refused, Retry, Stale
 from kvmd.host.link_errors import exists, in_use
 from kvmd.host.link_facts import parse_address, parse_route
-from kvmd.observed import Link
+from kvmd.observed import Link, Route
 from kvmd.ops import (
     AddressAdd,
     AddressDelete,
@@ -106,14 +106,35 @@ def same_subnet(cidr: str, other: str) -> bool:
 
 def find_route(link: Link, to: str, via: str, metric: int) -> bool:
     """True where *link* has that very route."""
+    hop = str(ipaddress.ip_address(via)) if via else ""
+    return any(route.via == hop for route in _same_way(link, to, via, metric))
+
+
+def _same_way(link: Link, to: str, via: str, metric: int) -> list[Route]:
+    """The routes of *link* of that family, destination and metric: of such the kernel replaces one by another."""
     wanted = to if to == "default" else str(ipaddress.ip_network(to, strict=False))
-    via = str(ipaddress.ip_address(via)) if via else ""
+    asked = ":" in to or ":" in via
+    found = []
     for route in link.routes:
         six = ":" in route.to or ":" in route.via
         metrics = (metric, _IPV6_DEFAULT_METRIC) if six and metric == 0 else (metric,)
-        if route.to == wanted and route.via == via and route.metric in metrics:
-            return True
-    return False
+        if route.to == wanted and (six == asked or to != "default") and route.metric in metrics:
+            found.append(route)
+    return found
+
+
+def check_way(operation: RouteAdd, index: int, before: Snapshot, operations: Sequence[LinkOp]) -> bool:
+    """True where the route takes the place of another of ours. Raises Refused where it would take somebody's."""
+    to, via, metric = operation.to, operation.via, operation.metric
+    given_up = {(o.name, o.to, o.metric) for o in operations if isinstance(o, RouteDelete)}
+    others = [link for link in before.by_index.values() if _same_way(link, to, via, metric)]
+    for link in others:
+        if link.index != index and (link.name, to, metric) not in given_up:
+            raise Refused(
+                f"cannot {operation.describe()}: it is reached through {link.name} already, with the same metric",
+                hint=f"give the route another metric; to look: ip route show {to}",
+            )
+    return bool(others)
 
 
 # --------------------------------------------------------------------------------------------- before
@@ -241,5 +262,10 @@ def what_is_missing(expectation: Expectation, after: Snapshot) -> str:
         names = link.alternative_names
         held = value in names if value else not any(name.startswith(PORT_MARK_PREFIX) for name in names)
         return "" if held else f"its altnames are {', '.join(names) or 'none'}"
+    where, _, name = what.partition(" ")
+    if name:
+        settings = link.settings if where == "bridge" else link.port.settings if link.port else ()
+        actual = dict(settings).get(name, value)  # what is not there now counts later: kvmd.host.bridge_attributes
+        return "" if actual == value else f"{name} is {actual} instead of {value}"
     actual = getattr(link, what)
     return "" if actual == value else f"{what} is {actual!r} instead of {value!r}"

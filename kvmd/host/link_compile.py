@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from kvmd.api.bridge_settings import Numbers
 from kvmd.errors import Refused
 from kvmd.host import link_messages as encode
 from kvmd.host.link_batch import Batch, Phase, Step
@@ -14,17 +15,20 @@ from kvmd.host.link_checks import (
     Presence,
     check_master,
     check_removable,
+    check_way,
     find_route,
     held_by_failed_addition,
     same_subnet,
 )
 from kvmd.host.link_errors import GONE
-from kvmd.host.link_move import compile_move
+from kvmd.host.link_move import add_route, compile_move, compile_restore
+from kvmd.host.link_record import boot_seconds
 from kvmd.observed import Stacked
 from kvmd.ops import (
     AddressAdd,
     AddressDelete,
     AddressesMove,
+    AddressesRestore,
     BridgeCreate,
     LinkDelete,
     LinkOp,
@@ -96,12 +100,12 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
             batch.expect_presence(position, index, Presence(True, cidr))
         case AddressDelete():
             _delete_address(batch, position, operation)
-        case RouteAdd(name=name, to=to, via=via, metric=metric):
-            index = batch.target(name, operation.index)
-            batch.add(Phase.ROUTE_ADD, position, encode.add_route(index, to, via, metric), index)
-            batch.expect_presence(position, index, Presence(True, "", to, via, metric))
+        case RouteAdd():
+            _add_route(batch, position, operation)
         case AddressesMove():
             compile_move(batch, position, operation)
+        case AddressesRestore():
+            compile_restore(batch, position, operation, boot_seconds())
         case RouteDelete():
             _delete_route(batch, position, operation)
         case _:
@@ -110,20 +114,19 @@ def _compile(batch: Batch, position: int, operation: LinkOp) -> None:
 
 def _create_bridge(batch: Batch, position: int, operation: BridgeCreate) -> None:
     index, mtu = batch.index_of(operation.name), operation.mtu
-    # An MTU in the create message is overwritten by the first port's; one that is *changed* to stays.
+    # An MTU in the create message is overwritten by the first port's; one that is *changed* to stays, so it is
+    # changed before there is a port that may bring the very same one.
     provisional = None if mtu is None else mtu - 1 if mtu > 68 else mtu + 1
-    request = encode.create_bridge(index, operation.name, operation.mac, provisional, operation.stp)
+    request = encode.create_bridge(index, operation.name, operation.mac, provisional)
     batch.add(Phase.CREATE, position, request, index)
     batch.add(Phase.CREATE, position, encode.set_alias(index, operation.alias), index)
     batch.expect(position, index, "alias", operation.alias)
-    batch.expect(position, index, "stp", operation.stp)
     if mtu is not None:
-        batch.add(Phase.ATTRIBUTE, position, encode.set_mtu(index, mtu), index)
+        batch.add(Phase.MARK, position, encode.set_mtu(index, mtu), index)
         batch.expect(position, index, "mtu", mtu)
     if operation.mac:
         batch.expect(position, index, "mac", operation.mac.lower())
-    if operation.forward_delay_seconds is not None:
-        _set_forward_delay(batch, position, index, operation.forward_delay_seconds)
+    _set_bridge(batch, position, index, operation.settings)
 
 
 def _create_stacked(batch: Batch, position: int, operation: StackedCreate) -> None:
@@ -145,10 +148,11 @@ def _create_stacked(batch: Batch, position: int, operation: StackedCreate) -> No
         batch.expect(position, index, "mtu", operation.mtu)
 
 
-def _set_forward_delay(batch: Batch, position: int, index: int, seconds: float) -> None:
-    # A message of its own, after STP: in one message the kernel judges the delay by the old STP state.
-    batch.add(Phase.ATTRIBUTE, position, encode.set_forward_delay(index, seconds), index)
-    batch.expect(position, index, "forward_delay_seconds", round(seconds, 2))
+def _set_bridge(batch: Batch, position: int, index: int, settings: Numbers) -> None:
+    # A message each: in one message the kernel judges the delay by the old STP state, and the first error ends it.
+    for name, number in settings:
+        batch.add(Phase.ATTRIBUTE, position, encode.set_bridge(index, name, number), index)
+        batch.expect(position, index, f"bridge {name}", number)
 
 
 def _set_link(batch: Batch, position: int, operation: LinkSet) -> None:
@@ -166,11 +170,13 @@ def _set_link(batch: Batch, position: int, operation: LinkSet) -> None:
     if operation.mac is not None:
         batch.add(Phase.ATTRIBUTE, position, encode.set_mac(index, operation.mac), index)
         batch.expect(position, index, "mac", operation.mac.lower())
-    if operation.stp is not None:
-        batch.add(Phase.ATTRIBUTE, position, encode.set_stp(index, operation.stp), index)
-        batch.expect(position, index, "stp", operation.stp)
-    if operation.forward_delay_seconds is not None:
-        _set_forward_delay(batch, position, index, operation.forward_delay_seconds)
+    _set_bridge(batch, position, index, operation.settings)
+    for name, number in operation.port_settings:
+        batch.add(Phase.ATTRIBUTE, position, encode.set_port(index, name, number), index)
+        batch.expect(position, index, f"port {name}", number)
+    if operation.rename is not None:
+        batch.add(Phase.MARK, position, encode.rename(index, operation.rename), index)
+        batch.expect(position, index, "name", operation.rename)
     if operation.up is not None:
         link = batch.before.by_index.get(index)
         bridge = operation.name in batch.bridges or (link is not None and link.kind == "bridge")
@@ -216,7 +222,7 @@ def _delete_address(batch: Batch, position: int, operation: AddressDelete) -> No
         batch.expect_presence(position, index, Presence(True, other))
     for body in batch.before.static_routes(index) if lost else ():
         # While no address was left the kernel flushed the routes of the link.
-        batch.add(phase, position, encode.replay_route(body), index, tolerated=_ANY)
+        batch.add(phase, position, add_route(body), index, tolerated=_ANY)
 
 
 def _lost_with(batch: Batch, index: int, operation: AddressDelete) -> list[str]:
@@ -228,6 +234,14 @@ def _lost_with(batch: Batch, index: int, operation: AddressDelete) -> list[str]:
         other.cidr for other in batch.operations if isinstance(other, AddressAdd) and other.name == operation.name
     ]
     return [cidr for cidr in dict.fromkeys((*operation.keep, *added)) if same_subnet(operation.cidr, cidr)]
+
+
+def _add_route(batch: Batch, position: int, operation: RouteAdd) -> None:
+    index = batch.target(operation.name, operation.index)
+    to, via, metric = operation.to, operation.via, operation.metric
+    replaces = check_way(operation, index, batch.before, batch.operations)
+    batch.add(Phase.ROUTE_ADD, position, encode.add_route(index, to, via, metric, replaces), index)
+    batch.expect_presence(position, index, Presence(True, "", to, via, metric))
 
 
 def _delete_route(batch: Batch, position: int, operation: RouteDelete) -> None:

@@ -90,6 +90,9 @@ def _busy(operation: LinkOp, message: str, _: str) -> KvmdError:
         return exists(operation, "a TAP or TUN of that name")
     if isinstance(operation, TapOwner):
         return in_use(operation)
+    if isinstance(operation, LinkSet) and operation.rename:
+        why = "before Linux 6.2 only a link that is down can be renamed"
+        return Refused(f"{message}; {why}", hint=f"ip link set {operation.name} down; kvmd does the rest")
     if isinstance(operation, LinkSet) and operation.master:
         why = "a macvtap on top of it keeps it from being a port"
     else:
@@ -122,7 +125,9 @@ def _range(operation: LinkOp, message: str, _: str) -> KvmdError:
     if isinstance(operation, StackedCreate) or (isinstance(operation, LinkSet) and operation.mtu is not None):
         return Refused(f"{message}; the link below has a smaller MTU", hint=f"ip link; to look: {_look(operation)}")
     return Refused(
-        f"{message}; the kernel takes a forward delay of 2 to 30 s with STP on", hint="change the value in its spec"
+        f"{message}; the kernel takes a forward delay of 2 to 30 s with STP on, a hello time of 1 to 10 s, a max age "
+        "of 6 to 40 s, a path cost of 1 to 65535 and a port priority of 0 to 63",
+        hint="change the value in its spec",
     )
 
 

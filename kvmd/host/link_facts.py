@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from kvmd.api.mark import Mark
+from kvmd.host.bridge_attributes import read_bridge, read_port
 from kvmd.host.rtnetlink import attributes, spans
 from kvmd.observed import Address, BridgePort, Route, Stacked
 
 MAIN_TABLE: Final = 254
-CENTISECONDS: Final = 100  # USER_HZ, the unit of a bridge's times
 
 # RTEXT_FILTER_SKIP_STATS spares the counters of IPv6; those of packets come all the same.
 LINK_DUMP: Final = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + struct.pack("=HHI", 8, 29, 1 << 3)
@@ -37,7 +37,7 @@ _OF_INFO = frozenset({1, 2, 4, 5})  # kind and data, of itself and as a port
 _INDEX = struct.Struct("=i")
 
 _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
-_PORTS = tuple(BridgePort(state) for state in ("disabled", "listening", "learning", "forwarding", "blocking"))
+_PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
 _TUN_MODES = {1: "tun", 2: "tap"}
 _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 _PROTOCOLS = {
@@ -161,7 +161,7 @@ def _read_link_info(info: bytes, link: dict[str, Any]) -> None:
     link["kind"] = _text(parts.get(1, b""))
     data = parts.get(2, b"")
     if link["kind"] == "bridge":
-        _read_bridge(data, link)
+        link["settings"], link["root"] = read_bridge(data)
     elif link["kind"] == "tun":
         link.update(_tun(data))
     elif link["kind"] == "vlan":
@@ -169,20 +169,8 @@ def _read_link_info(info: bytes, link: dict[str, Any]) -> None:
     elif link["kind"] == "vxlan":
         _read_vxlan(data, link)
     if parts.get(4, b"").startswith(b"bridge\0"):
-        for kind, value in attributes(parts.get(5, b"")):
-            if kind == 1:  # IFLA_BRPORT_STATE comes first of some forty
-                state = _number(value)
-                link["port"] = _PORTS[state] if state < len(_PORTS) else _PORTS[0]
-                break
-
-
-def _read_bridge(data: bytes, link: dict[str, Any]) -> None:
-    for kind, value in attributes(data):
-        if kind == 1:
-            link["forward_delay_seconds"] = _number(value) / CENTISECONDS
-        elif kind == 5:
-            link["stp"] = _number(value) != 0
-            break  # the delay comes before it (br_fill_info), some thirty after it
+        state, settings = read_port(parts.get(5, b""))
+        link["port"] = BridgePort(_PORT_STATES[state] if state < len(_PORT_STATES) else _PORT_STATES[0], settings)
 
 
 def _read_vxlan(data: bytes, link: dict[str, Any]) -> None:
@@ -202,6 +190,7 @@ def _tun(data: bytes) -> Mapping[str, Any]:
         "owner": _number(parts[1]) if 1 in parts else None,
         "group": _number(parts[2]) if 2 in parts else None,
         "tun_mode": _TUN_MODES.get(_number(parts.get(3, b"")), ""),
+        "vnet_hdr": bool(_number(parts.get(5, b""))),
         "persistent": bool(_number(parts.get(6, b""))),
         "multi_queue": bool(_number(parts.get(7, b""))),
     }

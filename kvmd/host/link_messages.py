@@ -7,7 +7,8 @@ import socket
 import struct
 from typing import Final
 
-from kvmd.host.link_facts import CENTISECONDS, MAIN_TABLE
+from kvmd.host.bridge_attributes import bridge_info, port_info
+from kvmd.host.link_facts import MAIN_TABLE
 from kvmd.host.rtnetlink import (
     APPEND,
     CREATE,
@@ -28,7 +29,7 @@ from kvmd.host.rtnetlink import (
 from kvmd.ops import VlanCreate, VxlanCreate
 
 _ADDRESS, _NAME, _MTU, _MASTER, _LINK_INFO, _ALIAS, _PROPERTIES, _ALTNAME = 1, 3, 4, 10, 18, 20, 52, 53
-_INFO_KIND, _INFO_DATA, _FORWARD_DELAY, _STP = 1, 2, 1, 5
+_INFO_KIND, _INFO_DATA = 1, 2
 _PARENT = 5
 _UP, _NO_DUPLICATE_DETECTION = 1, 0x02
 _STATIC, _UNICAST = 4, 1
@@ -48,18 +49,10 @@ def _u32(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
 
 
-def _bridge_data(*parts: bytes) -> bytes:
-    return nested(_LINK_INFO, attribute(_INFO_KIND, b"bridge"), nested(_INFO_DATA, *parts))
-
-
-def create_bridge(index: int, name: str, mac: str = "", mtu: int | None = None, stp: bool = False) -> Request:
+def create_bridge(index: int, name: str, mac: str = "", mtu: int | None = None) -> Request:
     """Create a bridge, down, under an *index* of our choice: a taken name fails without side effects."""
-    body = _link_head(index) + attribute(_NAME, name.encode() + b"\0")
-    if mac:
-        body += attribute(_ADDRESS, bytes.fromhex(mac.replace(":", "")))
-    if mtu is not None:
-        body += _u32(_MTU, mtu)
-    return Request(NEWLINK, CREATE | EXCLUSIVE, body + _bridge_data(_u32(_STP, int(stp))))
+    size = _u32(_MTU, mtu) if mtu is not None else b""
+    return _create(index, name, mac, size, bridge_info("stp_state", 0))
 
 
 def create_vlan(index: int, operation: VlanCreate, parent: int) -> Request:
@@ -121,14 +114,19 @@ def set_mac(index: int, mac: str) -> Request:
     return _link(index, attribute(_ADDRESS, bytes.fromhex(mac.replace(":", ""))))
 
 
-def set_stp(index: int, enabled: bool) -> Request:
-    """Switch the spanning tree protocol of a bridge."""
-    return _link(index, _bridge_data(_u32(_STP, int(enabled))))
+def set_bridge(index: int, name: str, number: int) -> Request:
+    """Change one setting of a bridge."""
+    return _link(index, bridge_info(name, number))
 
 
-def set_forward_delay(index: int, seconds: float) -> Request:
-    """Set the forward delay of a bridge."""
-    return _link(index, _bridge_data(_u32(_FORWARD_DELAY, round(seconds * CENTISECONDS))))
+def set_port(index: int, name: str, number: int) -> Request:
+    """Change one setting of a port of a bridge."""
+    return _link(index, port_info(name, number))
+
+
+def rename(index: int, name: str) -> Request:
+    """Give the link another name."""
+    return _link(index, attribute(_NAME, name.encode() + b"\0"))
 
 
 def set_up(index: int, up: bool) -> Request:
@@ -196,12 +194,12 @@ def _route_attributes(index: int, to: str, via: str, metric: int) -> tuple[int, 
     return (socket.AF_INET if version == 4 else socket.AF_INET6), length, parts
 
 
-def add_route(index: int, to: str, via: str, metric: int) -> Request:
-    """Add or replace a unicast route of the main table."""
+def add_route(index: int, to: str, via: str, metric: int, replace: bool = False) -> Request:
+    """Add a unicast route of the main table; without *replace* only where there is none of that metric."""
     family, length, parts = _route_attributes(index, to, via, metric)
     scope = _UNIVERSE if via or family == socket.AF_INET6 else _LINK
     head = struct.pack("=BBBBBBBBI", family, length, 0, 0, MAIN_TABLE, _STATIC, scope, _UNICAST, 0)
-    return Request(NEWROUTE, CREATE | REPLACE, head + parts)
+    return Request(NEWROUTE, CREATE | (REPLACE if replace else EXCLUSIVE), head + parts)
 
 
 def delete_route(index: int, to: str, via: str, metric: int) -> Request:

@@ -30,16 +30,19 @@ from kvmd.host.rtnetlink import (
     attribute,
 )
 from kvmd.host.rtnetlink import attributes as walk
-from kvmd.ops import AddressesMove
+from kvmd.ops import AddressesMove, AddressesRestore
 
 ALL_NEIGHBOURS: Final = struct.pack("=BxxxiHBB", 0, 0, 0, 0, 0)
 ALL_ROUTES: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)  # of every table
+ALL_RULES: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)
 LOCAL_TABLE: Final = 255
+LOCAL_ROUTES: Final = struct.pack("=BBBBBBBBI", socket.AF_INET6, 0, 0, 0, LOCAL_TABLE, 0, 0, 0, 0)
 KERNEL: Final = 2  # RTPROT_KERNEL
 
 _ADDRESS, _LOCAL, _LABEL, _CACHEINFO, _FLAGS, _PROTOCOL = 1, 2, 3, 6, 8, 11  # IFA_*
 _DESTINATION, _INDEX, _GATEWAY, _METRIC, _MULTIPATH, _ROUTE_CACHEINFO, _TABLE = 1, 4, 5, 6, 9, 12, 15  # RTA_*
 _NEXTHOP = 30  # RTA_NH_ID
+_RULE_IN, _RULE_OUT = 3, 17  # FRA_IIFNAME, FRA_OIFNAME
 _LINK_SCOPE, _KERNEL_LINK_LOCAL, _NO_DUPLICATE_DETECTION, _CLONED = 253, 3, 0x02, 0x200
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _STALE: Final = 0x04  # NUD_*
@@ -206,6 +209,19 @@ def route_identity(body: bytes) -> bytes:
     return body[:8] + _packed(parts)
 
 
+def check_rules(operation: AddressesMove, rules: Iterable[bytes]) -> None:
+    """Raise Refused where a routing rule names the source: it would name a mere port afterwards."""
+    for body in rules:
+        for kind, value in walk(body, 12):
+            if kind in (_RULE_IN, _RULE_OUT) and value.rstrip(b"\0").decode("utf-8", "replace") == operation.source:
+                word = "iif" if kind == _RULE_IN else "oif"
+                raise Refused(
+                    f"cannot {operation.describe()}: a routing rule says {word} {operation.source}, and it does not "
+                    "move with it",
+                    hint=f"let the rule name {operation.name}, or addresses; to look: ip rule; ip -6 rule",
+                )
+
+
 def check_movable(operation: AddressesMove, source: int, bodies: Iterable[bytes]) -> None:
     """Raise Refused where a move would take a route of somebody else's with it, or leave one behind."""
     bodies = list(bodies)
@@ -243,17 +259,18 @@ def compile_move(batch: Batch, position: int, operation: AddressesMove) -> None:
     macs = {link.index: link.mac for link in batch.before.by_index.values()}
     addresses = movable_addresses(batch.before.address_bodies, source, macs)
     _check_as_planned(operation, addresses)
+    check_rules(operation, batch.rules)
     check_movable(operation, source, batch.all_routes)
     olds = movable_routes(batch.all_routes, source)
     news, through = _on_target(operation, target, addresses, olds)
     # What leaves a bridge sends around it from the moment on that the kernel begins to take it out, for some 2 ms.
     back = batch.before.by_index.get(target)
     first = Phase.MOVE_BACK if back is not None and back.master_index == source else Phase.ADDRESS_ADD
+    for request in _neighbours(batch.neighbours, source, target):
+        batch.add(first, position, request, target, tolerated=_ANY)
     for request in (request for body in news for request in add_address(body)):
         batch.add(first, position, request, target)
-    if first is Phase.MOVE_BACK:
-        for request in _neighbours(batch.neighbours, source, target):
-            batch.add(first, position, request, target, tolerated=_ANY)
+    batch.awaited |= {(target, found) for body in news if (found := _local_of(body))}
     for body in through:
         if body[5] != KERNEL:
             batch.add(first, position, add_route(body), target, tolerated=_ANY)
@@ -264,6 +281,29 @@ def compile_move(batch: Batch, position: int, operation: AddressesMove) -> None:
     for body in through:
         batch.add(Phase.ROUTE_ADD, position, add_route(body), target, tolerated=_NOTHING_NEW)
     _expect(batch, position, (source, target), news, through)
+
+
+def compile_restore(batch: Batch, position: int, operation: AddressesRestore, now: float) -> None:
+    """Give the batch what a link once had; what is there already stays as it is."""
+    target, age = batch.target(operation.name, operation.index), now - operation.taken_at
+    names = (operation.name, operation.name)
+    for body in in_order_of_adding([body for body in operation.addresses if _lives(body, age)]):
+        for request in add_address(readdressed(aged(body, age), target, names)):
+            batch.add(Phase.ADDRESS_ADD, position, request, target)
+        if parsed := parse_address(body):
+            batch.expect_presence(position, target, Presence(True, parsed[1].cidr))
+    for body in operation.routes:
+        request = add_route(route_through(body, target))
+        batch.add(Phase.ROUTE_ADD, position, request, target, tolerated=_NOTHING_NEW)
+        if route := parse_route(body):
+            batch.expect_presence(position, target, Presence(True, "", route[1].to, route[1].via, route[1].metric))
+
+
+def _lives(body: bytes, seconds: float) -> bool:
+    """Is an address still valid *seconds* after it was seen like that?"""
+    value = dict(walk(body, 8)).get(_CACHEINFO)
+    valid = struct.unpack("=II", value[:8])[1] if value else 0xFFFFFFFF
+    return valid == 0xFFFFFFFF or valid > seconds
 
 
 def _on_target(
@@ -282,7 +322,11 @@ def _on_target(
 
 
 def _neighbours(bodies: Iterable[bytes], source: int, target: int) -> list[Request]:
-    """What is known of the neighbours: a question from a port would be answered to the bridge."""
+    """What is known of the neighbours.
+
+    A question from a port would be answered to the bridge. A new bridge does not ask by IPv6 before its own
+    link-local address is proven, which takes a second or two, and what is sent meanwhile waits for the answer.
+    """
     requests = []
     for body in bodies:
         where, state = struct.unpack_from("=iH", body, 4)
@@ -291,6 +335,17 @@ def _neighbours(bodies: Iterable[bytes], source: int, target: int) -> list[Reque
             head = struct.pack("=BxxxiHBB", body[0], target, _STALE, 0, 0)
             requests.append(Request(NEWNEIGH, CREATE | REPLACE, head + _packed(parts)))
     return requests
+
+
+def _local_of(body: bytes) -> bytes:
+    """The address of IPv6 that a message shows; empty for IPv4, whose local route comes with it."""
+    parts = dict(walk(body, 8))
+    return parts.get(_LOCAL) or parts.get(_ADDRESS, b"") if body[0] == socket.AF_INET6 else b""
+
+
+def local_routes(bodies: Iterable[bytes]) -> set[tuple[int, bytes]]:
+    """Link and address of each local route."""
+    return {(route_link(body), dict(walk(body, 12)).get(_DESTINATION, b"")) for body in bodies}
 
 
 def _is_default(body: bytes, operation: AddressesMove) -> bool:

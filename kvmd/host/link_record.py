@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from kvmd.api.bridge_settings import Numbers
 from kvmd.errors import Stale
 from kvmd.host import link_messages as encode
 from kvmd.host.link_checks import PORT_MARK_PREFIX, Snapshot
@@ -42,8 +43,14 @@ class LinkState:
     master_index: int
     alias: str
     port_marks: tuple[str, ...]
-    stp: bool | None
-    forward_delay_seconds: float | None
+    settings: Numbers
+    port_settings: Numbers
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> LinkState:
+        """Read the JSON form."""
+        pairs = {name: tuple((str(k), int(v)) for k, v in data[name]) for name in ("settings", "port_settings")}
+        return cls(**{**data, **pairs, "port_marks": tuple(data["port_marks"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Record:
     def from_data(cls, data: dict[str, Any]) -> Record:
         """Read the JSON form; raises KeyError, TypeError or ValueError where it is none."""
         return cls(
-            tuple(LinkState(**{**link, "port_marks": tuple(link["port_marks"])}) for link in data["links"]),
+            tuple(LinkState.from_data(link) for link in data["links"]),
             tuple(bytes.fromhex(body) for body in data["addresses"]),
             tuple(bytes.fromhex(body) for body in data["routes"]),
             tuple((name, alias) for name, alias in data["created"]),
@@ -113,8 +120,8 @@ def _state_of(link: Link) -> LinkState:
         link.master_index,
         link.alias,
         marks,
-        link.stp,
-        link.forward_delay_seconds,
+        link.settings,
+        link.port.settings if link.port else (),
     )
 
 
@@ -122,6 +129,7 @@ def restore(
     record: Record,
     look: Callable[[], tuple[Snapshot, Sequence[bytes]]],
     send: Callable[[Sequence[Request]], list[Failure | None]],
+    begin: Callable[[], object],
 ) -> Restored:
     """Look, send what is missing, look again, until nothing is; whatever can be put back is."""
     changed = False
@@ -132,6 +140,8 @@ def restore(
         requests = requests_towards(record, now, routes)
         if not requests:
             break
+        if not changed:
+            begin()
         changed = True
         failures = [failure.text or f"errno {failure.errno}" for failure in send(requests) if failure]
     gone = [link.name for link in record.links if now.by_index.get(link.index) is None]
@@ -172,6 +182,12 @@ def _compare(
     return missing, [body for body in present if identity(body) not in want]
 
 
+def _differing(wanted: Numbers, present: Numbers) -> Numbers:
+    """What of the recorded settings is otherwise now; what the kernel does not show now is left."""
+    now = dict(present)
+    return tuple((name, number) for name, number in wanted if now.get(name, number) != number)
+
+
 def _link_requests(state: LinkState, link: Link, now: Snapshot) -> list[Request]:
     index = link.index
     requests: list[Request] = []
@@ -181,10 +197,9 @@ def _link_requests(state: LinkState, link: Link, now: Snapshot) -> list[Request]
         requests.append(encode.set_alias(index, state.alias))
     if link.mtu != state.mtu:
         requests.append(encode.set_mtu(index, state.mtu))
-    if state.stp is not None and link.stp != state.stp:
-        requests.append(encode.set_stp(index, state.stp))
-    if state.forward_delay_seconds not in (None, link.forward_delay_seconds):
-        requests.append(encode.set_forward_delay(index, state.forward_delay_seconds or 0.0))
+    requests += [encode.set_bridge(index, *pair) for pair in _differing(state.settings, link.settings)]
+    if link.master_index == state.master_index and link.port is not None:
+        requests += [encode.set_port(index, *pair) for pair in _differing(state.port_settings, link.port.settings)]
     marks = {name for name in link.alternative_names if name.startswith(PORT_MARK_PREFIX)}
     requests += [encode.remove_altname(index, name) for name in sorted(marks - set(state.port_marks))]
     requests += [encode.add_altname(index, name) for name in state.port_marks if name not in marks]

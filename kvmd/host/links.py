@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any, Final
 
-from kvmd.errors import KvmdError, Retry
+from kvmd.errors import KvmdError, Refused, Retry
 from kvmd.host import link_messages as encode
 from kvmd.host import taps
-from kvmd.host.link_batch import Batch
+from kvmd.host.link_batch import Batch, Phase
 from kvmd.host.link_checks import Snapshot, check_removable, check_without_ports
 from kvmd.host.link_compile import compile_batch
 from kvmd.host.link_errors import explain
@@ -24,15 +24,16 @@ from kvmd.host.link_facts import (
     parse_address,
     parse_route,
 )
-from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES
+from kvmd.host.link_move import ALL_NEIGHBOURS, ALL_ROUTES, ALL_RULES, LOCAL_ROUTES, local_routes
 from kvmd.host.link_record import Record, Restored, record_of, restore
 from kvmd.host.neighbours import Neighbours
-from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, Namespace, RouteSocket
+from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, GETRULE, Namespace, RouteSocket
 from kvmd.observed import Address, Key, Link, Route
 from kvmd.ops import AddressesMove, LinkDelete, LinkOp, TapCreate, TapOwner
 
 # Deleting a bridge holds the kernel's network lock for 20 to 45 ms: at most 4 a second.
 BRIDGE_DELETE_PAUSE_SECONDS: Final = 0.25
+LOCAL_ROUTE_SECONDS: Final = 0.5
 
 
 class LinkReader:
@@ -124,14 +125,28 @@ class Links:
         snapshot = self._reader.read()
         return {Key("link", link.name): link for link in snapshot.by_index.values()}, snapshot.complete
 
+    def check(self, operations: Sequence[LinkOp]) -> None:
+        """Raise Refused where one of them may not be done at all: the others of a batch would be, without it."""
+        with self._lock:
+            batch = self._batch(operations)
+            compile_batch(batch)
+        refused = [error for error in batch.errors if isinstance(error, Refused)]
+        if refused:
+            raise refused[0]
+
+    def _batch(self, operations: Sequence[LinkOp]) -> Batch:
+        batch = Batch(operations, self._reader.read())
+        if any(isinstance(operation, AddressesMove) for operation in operations):
+            batch.all_routes = self._all_routes()
+            batch.neighbours = self._writer.dump(GETNEIGH, ALL_NEIGHBOURS).bodies
+            batch.rules = self._writer.dump(GETRULE, ALL_RULES).bodies
+        return batch
+
     def execute(self, operations: Sequence[LinkOp]) -> list[KvmdError | None]:
         """Carry out *operations* as one batch; one result each, None where facts prove it done."""
         with self._lock:
             try:
-                batch = Batch(operations, self._reader.read())
-                if any(isinstance(operation, AddressesMove) for operation in operations):
-                    batch.all_routes = self._all_routes()
-                    batch.neighbours = self._writer.dump(GETNEIGH, ALL_NEIGHBOURS).bodies
+                batch = self._batch(operations)
             except KvmdError as error:
                 return [error for _ in operations]
             try:
@@ -159,10 +174,10 @@ class Links:
         with self._lock:
             return record_of(self._reader.read(), self._all_routes(), names, created)
 
-    def restore(self, record: Record) -> Restored:
-        """Bring links back to a record, from wherever they are now."""
+    def restore(self, record: Record, begin: Callable[[], object]) -> Restored:
+        """Bring links back to a record, from wherever they are now; *begin* is called before the first change."""
         with self._lock:
-            return restore(record, lambda: (self._reader.read(), self._all_routes()), self._writer.batch)
+            return restore(record, lambda: (self._reader.read(), self._all_routes()), self._writer.batch, begin)
 
     def neighbours(self) -> Neighbours:
         """Who answers on the links of this namespace."""
@@ -188,14 +203,27 @@ class Links:
             raise explain(operation, failure.errno, failure.text)
 
     def _send(self, batch: Batch) -> None:
-        requests = [step.request for step in compile_batch(batch)]
-        if not requests:
+        steps = compile_batch(batch)
+        if not steps:
             return
-        failures = self._writer.batch(requests)
+        new = [step.request for step in steps if step.phase < Phase.ADDRESS_DELETE or not batch.awaited]
+        old = [step.request for step in steps[len(new) :]]
+        failures = self._writer.batch(new)
+        if old:
+            self._await_local_routes(batch.awaited)
+            failures += self._writer.batch(old)
         unmarked = batch.unmarked(failures)
         if unmarked:
             self._writer.batch([encode.delete_link(index) for index in unmarked])
         batch.take(failures)
+
+    def _await_local_routes(self, awaited: set[tuple[int, bytes]]) -> None:
+        """A work queue of the kernel gives a new address of IPv6 its local route: before that nobody hears at it."""
+        deadline = time.monotonic() + LOCAL_ROUTE_SECONDS
+        while not awaited <= local_routes(self._writer.dump(GETROUTE, LOCAL_ROUTES).bodies):
+            if time.monotonic() > deadline:
+                return  # a few packets are lost; what is there afterwards is looked at in any case
+            time.sleep(0.001)
 
     def _delete_bridge(self, operation: LinkDelete) -> KvmdError | None:
         """Delete one bridge after another look, not sooner than 0.25 s after the one before."""

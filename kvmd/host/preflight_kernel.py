@@ -21,6 +21,7 @@ VENDORS = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 # What each kind of link is for, and whether kvmd can do without it.
 LINKS = {
     "bridge": ("Bridge objects and every libvirt network", True),
+    "bridge-vlan": ("vlanFiltering of Bridge objects", False),
     "tap": ("Tap objects and every NIC on a bridge or network", True),
     "vlan": ("Vlan objects", False),
     "vxlan": ("overlays between hosts", False),
@@ -161,11 +162,15 @@ def _link(kind: str, number: int) -> Check:
     name, why = ("tun" if kind == "tap" else f"link-{kind}"), f"{purpose} need it"
     # Without a parent or an id the kernel refuses a VLAN, a VXLAN or a macvtap, and so says that it knows the kind.
     if number == 0 or (kind not in ("tap", "bridge") and number not in (errno.EOPNOTSUPP, errno.EPERM, errno.EPROTO)):
-        made = "a TAP was made through /dev/net/tun" if kind == "tap" else f"the kernel knows {kind} links"
+        known = "bridges that filter VLANs" if kind == "bridge-vlan" else f"{kind} links"
+        made = "a TAP was made through /dev/net/tun" if kind == "tap" else f"the kernel knows {known}"
         return Check(name, "ok", made, why)
     if kind == "tap" and number == errno.ENOENT and not has_module("tun"):
         fix = "modprobe tun && echo tun > /etc/modules-load.d/tun.conf"
         return Check(name, "fail", "/dev/net/tun does not exist and tun.ko is not loaded", why, fix)
+    if kind == "bridge-vlan":
+        found = f"a bridge that filters VLANs answers: {os.strerror(number)}"
+        return Check(name, "info", found, why, "use a kernel with CONFIG_BRIDGE_VLAN_FILTERING")
     module = MODULES.get(kind, kind)
     fix = f"modprobe {module} && echo {module} > /etc/modules-load.d/{module}.conf"
     if kind == "tap" and number == errno.ENOENT:
@@ -219,6 +224,19 @@ def firewall_tool() -> Check:
     if have:
         return Check("firewall-tool", "ok", " and ".join(have), why)
     return Check("firewall-tool", "warn", "neither nft nor iptables", why, "apt-get install nftables iptables")
+
+
+def iommu() -> Check:
+    """Whether devices of the host can be given to guests."""
+    why = "PCI devices of the host (hostDevices) need it"
+    try:
+        groups = len(os.listdir("/sys/kernel/iommu_groups"))
+    except OSError:
+        groups = 0
+    if groups:
+        return Check("iommu", "ok", f"{groups} groups of devices", why)
+    fix = "switch VT-d or AMD-Vi on in the firmware setup; with Intel boot with intel_iommu=on"
+    return Check("iommu", "info", "off, or this machine has none", why, fix)
 
 
 def apparmor() -> Check:

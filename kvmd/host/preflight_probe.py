@@ -24,7 +24,7 @@ KVM_EXIT_IO = 2
 CLONE_NEWNET = 0x40000000
 RTM_NEWLINK, NLMSG_ERROR = 16, 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x200, 0x400
-IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
+IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_BR_VLAN_FILTERING = 3, 18, 1, 2, 7
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 2, 0x1000
 LINK_KINDS = ("bridge", "vlan", "vxlan", "macvtap")
 
@@ -126,10 +126,11 @@ def _attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("<HH", size, kind) + payload + b"\0" * (-size % 4)
 
 
-def _new_link(kind: str) -> int:
-    """Ask for a link of *kind* without further attributes; the errno of the answer (0 is made)."""
-    info = _attribute(IFLA_LINKINFO, _attribute(IFLA_INFO_KIND, kind.encode()))
-    body = struct.pack("<BxHiII", 0, 0, 0, 0, 0) + _attribute(IFLA_IFNAME, f"p-{kind}".encode() + b"\0") + info
+def _new_link(kind: str, data: bytes = b"") -> int:
+    """Ask for a link of *kind*, perhaps with attributes of that kind; the errno of the answer (0 is made)."""
+    info = _attribute(IFLA_LINKINFO, _attribute(IFLA_INFO_KIND, kind.encode()) + data)
+    name = f"p-{kind}{len(data)}".encode() + b"\0"
+    body = struct.pack("<BxHiII", 0, 0, 0, 0, 0) + _attribute(IFLA_IFNAME, name) + info
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
         netlink.settimeout(2)
@@ -152,7 +153,9 @@ def probe_links() -> dict[str, object]:
     """By kind of link the errno of making one: EOPNOTSUPP is an unknown kind, EINVAL only an incomplete request."""
     if _libc.unshare(CLONE_NEWNET) < 0:
         return {"errno": ctypes.get_errno()}
-    return {**{kind: _new_link(kind) for kind in LINK_KINDS}, "tap": _new_tap()}
+    filtering = _attribute(IFLA_INFO_DATA, _attribute(IFLA_BR_VLAN_FILTERING, b"\1"))
+    kinds = {kind: _new_link(kind) for kind in LINK_KINDS}
+    return {**kinds, "bridge-vlan": _new_link("bridge", filtering), "tap": _new_tap()}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import threading
 from typing import Any
 
+from kvmd.host.helpers import lacking
 from kvmd.host.preflight_tools import SEARCH_PATH, Check, output_of, read_text
 
 OPEN_SECONDS = 5.0
@@ -132,6 +133,15 @@ def dnsmasq() -> Check:
     if path:
         return Check("dnsmasq", "ok", path, why)
     return Check("dnsmasq", "warn", "not installed", why, "apt-get install dnsmasq-base")
+
+
+def virtiofsd() -> Check:
+    """What serves shares of type virtiofs."""
+    why = "filesystems of type virtiofs are served by it"
+    if "virtiofsd" in lacking():
+        fix = "apt-get install virtiofsd (Debian 12: qemu-system-common)"
+        return Check("virtiofsd", "info", "not installed", why, fix)
+    return Check("virtiofsd", "ok", "installed", why)
 
 
 def libvirt_guests() -> Check:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping
 
 from kvmd import ops
 from kvmd.errors import Retry, Unsupported
-from kvmd.host.passwords import hide
-from kvmd.observed import Fact, File, Key, Secret
-
-CREDENTIAL = "credential:"
-MOST_BYTES = 1 << 20
+from kvmd.host.secrets import content_of
+from kvmd.observed import Fact, File, Key
 
 
 class Seeds:
@@ -64,46 +59,9 @@ def _user_data(operation: ops.SeedWrite) -> bytes:
     if not operation.secret:
         return operation.user_data.encode()
     try:
-        return _read(operation.secret)
+        return content_of(operation.secret)
     except OSError as error:
         raise Retry(f"{operation.secret}: {error.strerror}", hint="put it there") from error
-
-
-def _read(secret: str) -> bytes:
-    path = secret
-    if secret.startswith(CREDENTIAL):
-        path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), secret.removeprefix(CREDENTIAL))
-    with open(path, "rb") as file:
-        return file.read(MOST_BYTES)
-
-
-def read_secret(name: str) -> Secret:
-    """The fact of a secret: a digest of its content, or why it cannot be used."""
-    try:
-        if not name.startswith(CREDENTIAL) and os.stat(name).st_mode & stat.S_IROTH:
-            return Secret(name, problem=f"others may read it; type: chmod 600 {name}")
-        content = _read(name)
-        word = _password(content)
-        return Secret(name, hashlib.sha256(content).hexdigest(), password="" if word is None else hide(word))
-    except OSError as error:
-        return Secret(name, problem=f"{error.strerror}")
-
-
-def password_in(name: str) -> str | None:
-    """The password in a secret; None where it has none or cannot be read."""
-    try:
-        return _password(_read(name))
-    except OSError:
-        return None
-
-
-def _password(content: bytes) -> str | None:
-    """One line of text that XML can hold."""
-    try:
-        word = content.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        return None
-    return word if word and word.isprintable() else None
 
 
 def _iso(operation: ops.SeedWrite, user_data: bytes) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ftplib
 import re
 import socket
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from kvmd import ops
 from kvmd.errors import Retry
-from kvmd.host.fetchers import ftp
+from kvmd.host.fetchers import ftp, path_in
 from kvmd.host.preflight_tools import output_of
 from kvmd.host.transfer import request
 from kvmd.observed import Server
@@ -64,7 +64,7 @@ def _http(url: str) -> tuple[bool, str]:
 def _ftp(url: str) -> tuple[bool, str]:
     try:
         with ftp(url) as server:
-            server.size(unquote(urlsplit(url).path))
+            server.size(path_in(url))
             try:
                 server.sendcmd("REST 1")
             except ftplib.error_perm:

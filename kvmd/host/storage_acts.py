@@ -17,6 +17,7 @@ from kvmd import ops
 from kvmd.errors import Blocked, Refused, Retry
 from kvmd.host.attributes import put_mark
 from kvmd.host.disk_header import Header, read_header
+from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
 from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import translate
@@ -46,14 +47,9 @@ MEDIA_SECONDS = DAY_SECONDS
 class Storage:
     """What all hands share: the image store, the facts, and how many transfers may run at once."""
 
-    def __init__(self, images: ImageStore, seeds: Seeds, facts: StorageFacts) -> None:
-        self.images, self.seeds, self.facts = images, seeds, facts
+    def __init__(self, images: ImageStore, seeds: Seeds, facts: StorageFacts, errands: Errands) -> None:
+        self.images, self.seeds, self.facts, self.errands = images, seeds, facts, errands
         self.transfers = threading.BoundedSemaphore(MOST_TRANSFERS)
-        self._locks = tuple(threading.Lock() for _ in range(4 * MOST_TRANSFERS))
-
-    def alone_with(self, name: str) -> threading.Lock:
-        """Two guests may want one medium: it comes once."""
-        return self._locks[hash(name) % len(self._locks)]
 
 
 class StorageActs:
@@ -64,6 +60,20 @@ class StorageActs:
 
     def execute(self, operation: ops.StorageOp) -> None:
         """Carry out one operation; raises a KvmdError that says what to do next."""
+        if operation.errand:
+            self._storage.errands.start(operation.errand, lambda: self._beside(operation))
+        else:
+            self._carry_out(operation)
+
+    def _beside(self, operation: ops.StorageOp) -> None:
+        """The same in another thread, which needs a connection of its own."""
+        libvirt = self._libvirt.another()
+        try:
+            StorageActs(self._storage, libvirt)._carry_out(operation)
+        finally:
+            libvirt.close()
+
+    def _carry_out(self, operation: ops.StorageOp) -> None:
         try:
             self._match(operation)
         except libvirt.libvirtError as error:
@@ -127,16 +137,12 @@ class StorageActs:
             with self._storage.transfers:
                 act(operation)
         finally:
-            self._storage.facts.ended(operation.name)
+            if not operation.errand:
+                self._storage.errands.ended(operation.name)
 
     # ---------------------------------------------------------------------------------------------- images
 
     def _fetch(self, operation: ops.ImageFetch) -> None:
-        with self._storage.alone_with(operation.name):
-            if operation.mark is not None or self._storage.images.read(operation.name) is None:
-                self._fetch_alone(operation)
-
-    def _fetch_alone(self, operation: ops.ImageFetch) -> None:
         images = self._storage.images
         part, path = images.part(operation.name), images.path(operation.name)
         twin = images.with_digest(operation.checksum) if operation.checksum else None
@@ -158,7 +164,7 @@ class StorageActs:
         self._sweep(operation)
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._storage.facts.progress(name, done, total)
+        return lambda done, total: self._storage.errands.progress(name, done, total)
 
     def _sweep(self, operation: ops.StorageOp) -> None:
         """Remove images that no spec asks for any more, and media long unused, as soon as nothing stands on them."""

@@ -10,15 +10,16 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvmd.host.attributes import mark_on
 from kvmd.host.disk_header import read_header
+from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
-from kvmd.host.seeds import Seeds, read_secret
-from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Transfer, Volume
+from kvmd.host.secrets import read_secret
+from kvmd.host.seeds import Seeds
+from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume
 
-TELL_EVERY_SECONDS = 0.5
 MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
 
@@ -26,32 +27,21 @@ HIDDEN = "."  # what is being made, and the trash, begin with it
 class StorageFacts:
     """Volumes, images and transfers; every fact stays the same object while nothing changes."""
 
-    def __init__(self, images: ImageStore, seeds: Seeds, relist: float, wake: Callable[[], None]) -> None:
-        self._images, self._seeds, self._relist, self._wake = images, seeds, relist, wake
+    def __init__(self, images: ImageStore, seeds: Seeds, relist: float, errands: Errands) -> None:
+        self._images, self._seeds, self._relist, self._errands = images, seeds, relist, errands
         self._lock = threading.Lock()
         self._stale = True
         self._listed_at = 0.0
         self._pools: tuple[Pool, ...] = ()
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
-        self._transfers: dict[str, Transfer] = {}
         self._servers: dict[Key, Server] = {}
-        self._told = 0.0
         self.facts: Mapping[Key, Fact] = {}
 
     def mark_stale(self) -> None:
         """List everything again at the next look."""
         with self._lock:
             self._stale = True
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """A transfer has come so far; called by the thread that makes it."""
-        with self._lock:
-            self._transfers[name] = Transfer(name, done, total)
-            if time.monotonic() - self._told < TELL_EVERY_SECONDS:
-                return
-            self._told = time.monotonic()
-        self._wake()
 
     def learned(self, server: Server) -> None:
         """Something was found out about a server; remembered as long as this process lives."""
@@ -60,12 +50,6 @@ class StorageFacts:
                 self._servers.pop(next(iter(self._servers)))
             self._servers[Key("server", server.url)] = server
 
-    def ended(self, name: str) -> None:
-        """A transfer has ended, well or not."""
-        with self._lock:
-            self._transfers.pop(name, None)
-            self._stale = True
-
     def look(
         self, libvirt: Mapping[Key, Fact], users: Mapping[str, tuple[str, ...]], secrets: Sequence[str]
     ) -> Mapping[Key, Fact]:
@@ -73,17 +57,18 @@ class StorageFacts:
 
         *users* are the domains that name a file, *secrets* what the specs name.
         """
+        errands = self._errands.facts()  # first: what has ended has told that its file must be looked for
         pools = tuple(fact for fact in libvirt.values() if isinstance(fact, Pool) and fact.type == "dir")
         with self._lock:
             stale, self._stale = self._stale, False
-            transfers, servers = dict(self._transfers), dict(self._servers)
+            servers = dict(self._servers)
         if stale or pools != self._pools or time.monotonic() - self._listed_at > self._relist:
             self._list(pools)
         else:
             self._look_at_marked()
         found: dict[Key, Fact] = {**self._store, **servers}
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
-        found.update({Key("transfer", name): transfer for name, transfer in transfers.items()})
+        found.update(errands)
         found.update(self._look_at_holders(users))
         found.update(self._look_at_secrets(secrets))
         if found.keys() != self.facts.keys() or any(found[key] is not self.facts[key] for key in found):

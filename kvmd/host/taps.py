@@ -50,7 +50,8 @@ def _identifier(value: int) -> int:
 def _attach(descriptor: int, operation: TapCreate | TapOwner, extra: int) -> None:
     if operation.mode not in _MODES:
         raise ValueError(f"mode is {operation.mode!r}, neither tap nor tun")
-    flags = _MODES[operation.mode] | _NO_PACKET_INFORMATION | _VIRTIO_HEADER | extra
+    flags = _MODES[operation.mode] | _NO_PACKET_INFORMATION | extra
+    flags |= _VIRTIO_HEADER if operation.vnet_hdr else 0
     flags |= _MULTI_QUEUE if operation.multi_queue else 0
     fcntl.ioctl(descriptor, _SET_INTERFACE, struct.pack("16sH22x", operation.name.encode(), flags))
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from kvmd import ops
 from kvmd.errors import Refused, Retry
 from kvmd.host import fetchers
+from kvmd.host.secrets import password_from
 
 CHUNK_BYTES = 1 << 20
 LIST_BYTES = 8 << 20
@@ -32,9 +33,9 @@ def bring(operation: ops.ImageFetch, part: str, progress: Progress) -> str:
     wanted = operation.checksum or _listed_checksum(operation)
     try:
         if operation.url.startswith(("http:", "https:")):
-            _download(operation.url, part, progress)
+            _download(operation.url, part, progress, operation.login)
         elif operation.url:
-            fetchers.fetch(operation.url, part, progress)
+            fetchers.fetch(operation.url, part, progress, operation.login)
         else:
             _copy(operation.path, part, progress)
         found = digests(part, wanted)
@@ -100,11 +101,11 @@ def _settle(file: IO[bytes]) -> None:
 # -------------------------------------------------------------------------------------------- download
 
 
-def _download(url: str, part: str, progress: Progress) -> None:
+def _download(url: str, part: str, progress: Progress, login: ops.Login) -> None:
     """Ask for what is missing, if the server still has the same file; else for all of it."""
     have, validator = _so_far(part)
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
-    with request("GET", url, headers) as answer:
+    with request("GET", url, headers, login) as answer:
         if answer.status == 416:  # the part is as long as the file, or longer: begin again
             _forget(part)
             raise Retry(f"{url}: the server no longer has what came in part", hint="it is fetched anew")
@@ -149,14 +150,20 @@ def _room_for(needed: int, part: str) -> None:
 
 
 @contextlib.contextmanager
-def request(method: str, url: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The answer to a request, unread; raises Retry for what may pass by itself."""
+def request(method: str, url: str, headers: dict[str, str], login: ops.Login = ops.NOBODY) -> Iterator[Any]:
+    """The answer to a request, unread; raises Retry for what may pass by itself.
+
+    Another server that this one leads to gets neither password nor cookies: urllib3 drops those headers.
+    """
     import urllib3
 
+    headers = {**headers, **_login_headers(login)}
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     retries = urllib3.Retry(connect=1, read=0, redirect=5, status=0, raise_on_status=False)
-    pool = urllib3.PoolManager(timeout=timeout, retries=retries, headers={"Accept-Encoding": "identity"})
-    with pool:
+    if login.insecure:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the spec says so
+    context = fetchers.trust_of(login) if url.startswith("https:") else None
+    with urllib3.PoolManager(timeout=timeout, retries=retries, ssl_context=context) as pool:
         try:
             answer = pool.request(
                 method, url, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
@@ -165,10 +172,31 @@ def request(method: str, url: str, headers: dict[str, str]) -> Iterator[Any]:
             raise Retry(f"{url}: {_reason(error)}", hint=f"try: curl -I {url}") from error
         try:
             if answer.status not in (200, 206, 416):
-                raise Retry(f"{url}: the server answers {answer.status} {answer.reason}", hint=f"try: curl -I {url}")
+                raise Retry(
+                    f"{url}: the server answers {answer.status} {answer.reason}", hint=_hint(answer, login, url)
+                )
             yield answer
         finally:
             answer.release_conn()
+
+
+def _login_headers(login: ops.Login) -> dict[str, str]:
+    import urllib3
+
+    headers: dict[str, str] = {}
+    if login.user:
+        headers |= urllib3.make_headers(basic_auth=f"{login.user}:{password_from(login.secret)}")
+    if login.cookies:
+        headers["Cookie"] = password_from(login.cookies)
+    return headers
+
+
+def _hint(answer: Any, login: ops.Login, url: str) -> str:
+    if answer.status not in (401, 403):
+        return f"try: curl -I {url}"
+    if login == ops.NOBODY:
+        return "it wants to know who asks: write `authFrom` or `cookiesFrom`"
+    return f"see whether it knows {login.user or 'these cookies'}, and what is in {login.secret or login.cookies}"
 
 
 def _chunks(answer: Any, url: str, total: int) -> Iterator[bytes]:

@@ -5,15 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from kvmd import ops
+from kvmd.api.bridge_settings import PORT, Numbers
+from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
-from kvmd.api.schema import Update, leaf
+from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
 from kvmd.errors import Blocked
 from kvmd.observed import Key, Link, Observed
+from kvmd.plan.bridge_settings import (
+    PortDifference,
+    PortSettings,
+    of_port,
+    port_difference,
+    said,
+    wished,
+)
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
-from kvmd.plan.links import KERNEL_MTU, account, alias_for, let_go, link_of, link_status, same_kind_or_refuse
+from kvmd.plan.links import (
+    KERNEL_MTU,
+    account,
+    alias_for,
+    let_go,
+    link_key,
+    link_of,
+    link_status,
+    owned_paths,
+    renamed,
+    same_kind_or_refuse,
+)
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.wording import Described
@@ -22,8 +45,9 @@ KIND = "Tap"
 PLURAL = "taps"
 SHORT = "tap"
 
+host_key = link_key
 
-_UNHELD = ("owner", "group", "multiQueue")  # what the kernel changes of a TAP that nobody holds
+_UNHELD = ("owner", "group", "multiQueue", "vnetHdr")  # what the kernel changes of a TAP that nobody holds
 
 
 class Spec(SpecModel):
@@ -48,15 +72,29 @@ class Spec(SpecModel):
     multi_queue: Boolean = leaf(
         False, about="Several queues, for a program that attaches more than one.", example=False, update=Update.REPLUG
     )
+    vnet_hdr: Boolean = leaf(
+        True,
+        about="Frames carry a virtio header (offloads). Whoever attaches decides anew; this is what is there before.",
+        example=True,
+    )
     mtu: Integer | None = leaf(
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1500, ge=68, le=65521
     )
     mac: Mac | None = leaf(
-        None, about="MAC of the host's side; null leaves the kernel's choice.", example="fe:54:00:00:00:01"
+        None,
+        about="MAC of the host's side; null gives it one that no bridge takes for its own.",
+        example="fe:54:00:00:00:01",
     )
+    port: PortSettings = branch(factory=PortSettings, about="What the bridge does with this port.")
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the TAP, or only take the mark off.", example="Delete"
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        if self.port != PortSettings() and not self.bridge:
+            raise ValueError("settings of a port are written, but no bridge; write `bridge`")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +105,7 @@ class State:
     group: int | Leave | None = field(metadata=at("group"))
     bridge: str | Leave = field(metadata=at("bridge"))
     multi_queue: bool = field(metadata=at("multiQueue"))
+    vnet_hdr: bool | Leave = field(metadata=at("vnetHdr"))
     mtu: int = field(metadata=at("mtu"))
     mac: str | Leave = field(metadata=at("mac"))
 
@@ -77,13 +116,9 @@ def describe(key: Key, observed: Observed) -> Described | None:
     if not isinstance(link, Link) or link.tun_mode != "tap" or not link.persistent:
         return None
     spec: dict[str, Any] = {"multiQueue": link.multi_queue, "mtu": link.mtu}
-    found = {"owner": link.owner, "group": link.group, "bridge": link.master or None}
+    found: dict[str, Any] = {"owner": link.owner, "group": link.group, "bridge": link.master or None}
+    found["port"] = said(PORT, link.port.settings) or None if link.port else None
     return Described(spec | {name: value for name, value in found.items() if value is not None})
-
-
-def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
-    """The link that this TAP is."""
-    return Key("link", (spec.name_on_host if spec else None) or ref.name)
 
 
 def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
@@ -122,15 +157,23 @@ def plan(ref: Ref, look: Look) -> Draft:
     spec, name = resource.spec, look.key(ref).name
     link = link_of(look, look.key(ref))
     same_kind_or_refuse(ref, link, "tun", "tap")
+    if (back := renamed(resource, link, "tun", look, "tap")) is not None:
+        return back
     needs = (Ref("Bridge", spec.bridge),) if spec.bridge else ()
     alias = alias_for(resource, link, look)
     if link is None:
-        want = _wanted(spec, look)
-        create = ops.TapCreate(name, alias, "tap", _number(want.owner), _number(want.group), spec.multi_queue)
-        join = ops.LinkSet(name, mtu=spec.mtu, mac=spec.mac, master=str(want.bridge) or None, up=True)
+        want = _wanted(resource, None, look)
+        holder = _number(want.owner), _number(want.group)
+        create = ops.TapCreate(name, alias, "tap", *holder, spec.multi_queue, spec.vnet_hdr)
+        port = wished(PORT, of_port(resource.written.get("port"), None))
+        mac = spec.mac or derived_port_mac(look.host().machine_id, look.rules.owner, ref, "tap")
+        master = str(want.bridge) or None
+        join = ops.LinkSet(name, mtu=spec.mtu, mac=mac, master=master, port_settings=port, up=True)
         return Draft((create, join), needs=needs, status=link_status(None))
     want, changes = _compare(resource, link, look)
-    operations, pending = _change(link, want, changes, alias)
+    of_the_port = _port(resource, link, want, look)
+    changes += of_the_port.changes
+    operations, pending = _change(link, want, changes, alias, of_the_port.numbers)
     return Draft(
         tuple(operations), changes, pending, needs=needs, status=link_status(link, multiQueue=link.multi_queue)
     )
@@ -148,12 +191,15 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
-def _wanted(spec: Spec, look: Look) -> State:
+def _wanted(resource: Resource, link: Link | None, look: Look) -> State:
+    spec = resource.spec
+    assert isinstance(spec, Spec)
     return State(
         owner=account("user", spec.owner, look),
         group=account("group", spec.group, look),
         bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
         multi_queue=spec.multi_queue,
+        vnet_hdr=LEAVE if link is not None and link.carrier else spec.vnet_hdr,
         mtu=KERNEL_MTU if spec.mtu is None else spec.mtu,  # compared where somebody wrote it, now or before
         mac=LEAVE if spec.mac is None else spec.mac,
     )
@@ -161,11 +207,9 @@ def _wanted(spec: Spec, look: Look) -> State:
 
 def _compare(resource: Resource, link: Link, look: Look) -> tuple[State, tuple[Change, ...]]:
     """What is wanted, and what of it that is ours differs."""
-    assert isinstance(resource.spec, Spec)
-    want = _wanted(resource.spec, look)
-    seen = State(link.owner, link.group, link.master, link.multi_queue, link.mtu, link.mac)
-    applied = look.applied(resource.ref)
-    owned = resource.owned | (applied.owned if applied else frozenset())
+    want = _wanted(resource, link, look)
+    seen = State(link.owner, link.group, link.master, link.multi_queue, link.vnet_hdr, link.mtu, link.mac)
+    owned = owned_paths(resource, look)
     return want, tuple(change for change in differences(seen, want) if is_owned(change.path, owned))
 
 
@@ -173,8 +217,14 @@ def _number(account_of: int | Leave | None) -> int | None:
     return account_of if isinstance(account_of, int) else None
 
 
+def _port(resource: Resource, link: Link, want: State, look: Look) -> PortDifference:
+    applied = look.applied(resource.ref)
+    written = of_port(resource.written.get("port"), applied.written.get("port") if applied else None)
+    return port_difference(written, link, str(want.bridge), "port.")
+
+
 def _change(
-    link: Link, want: State, changes: tuple[Change, ...], alias: str
+    link: Link, want: State, changes: tuple[Change, ...], alias: str, port: Numbers
 ) -> tuple[list[ops.Op], tuple[Pending, ...]]:
     """Live changes as operations; owner and queues of a TAP in use wait until it is unused."""
     paths = {change.path for change in changes}
@@ -193,8 +243,8 @@ def _change(
     operations: list[ops.Op] = []
     if moved and link.master:
         operations.append(ops.LinkSet(link.name, link.index, master=""))
-    if any(value is not None for value in attributes.values()):
-        operations.append(ops.LinkSet(link.name, link.index, **attributes))
+    if port or any(value is not None for value in attributes.values()):
+        operations.append(ops.LinkSet(link.name, link.index, port_settings=port, **attributes))
     if not waits:
         return operations, ()
     if link.carrier:
@@ -206,6 +256,7 @@ def _change(
         # The kernel changes neither the number of queues of a TAP that is there nor takes an owner off: it goes, the
         # next look makes it anew.
         return [ops.LinkDelete(link.name, link.index, alias=link.alias)], ()
-    owner = ops.TapOwner(link.name, link.index, "tap", _number(want.owner), _number(want.group), link.multi_queue)
-    operations.append(owner)
+    holder = _number(want.owner), _number(want.group)
+    vnet_hdr = link.vnet_hdr if want.vnet_hdr is LEAVE else bool(want.vnet_hdr)
+    operations.append(ops.TapOwner(link.name, link.index, "tap", *holder, link.multi_queue, vnet_hdr))
     return operations, ()

@@ -18,13 +18,17 @@ from kvmd.plan.difference import Change
 from kvmd.plan.links import (
     KERNEL_MTU,
     account,
+    address_claims,
     address_operations,
     addresses_of,
     alias_for,
     let_go,
+    link_key,
     link_of,
     link_status,
     normal_addresses,
+    owned_paths,
+    renamed,
     same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
@@ -34,6 +38,8 @@ from kvmd.plan.wording import Described
 KIND = "Tun"
 PLURAL = "tuns"
 SHORT = "tun"
+
+host_key = link_key
 
 
 class Route(SpecModel):
@@ -90,11 +96,6 @@ def describe(key: Key, observed: Observed) -> Described | None:
     return Described(spec | {"addresses": list(addresses_of(link))}, unsaid)
 
 
-def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
-    """The link that this TUN is."""
-    return Key("link", (spec.name_on_host if spec else None) or ref.name)
-
-
 def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
     """None."""
     return ()
@@ -102,10 +103,7 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
 
 def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     """Its name and its addresses."""
-    return (
-        Claim("link", host_key(ref, spec).name),
-        *(Claim("address", cidr.split("/")[0]) for cidr in spec.addresses),
-    )
+    return (Claim("link", host_key(ref, spec).name), *address_claims(spec.addresses))
 
 
 def files(spec: Spec) -> tuple[str, ...]:
@@ -126,6 +124,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     spec, name = resource.spec, look.key(ref).name
     link = link_of(look, look.key(ref))
     same_kind_or_refuse(ref, link, "tun", "tun")
+    if (back := renamed(resource, link, "tun", look, "tun")) is not None:
+        return back
     owner, group = account("user", spec.owner, look), account("group", spec.group, look)
     alias = alias_for(resource, link, look)
     if link is None:
@@ -136,9 +136,8 @@ def plan(ref: Ref, look: Look) -> Draft:
         operations += address_operations(None, name, spec.addresses, ())[0]
         operations += [ops.RouteAdd(name, 0, route.to, route.via or "", route.metric) for route in spec.routes]
         return Draft(tuple(operations), status=link_status(None))
-    applied = look.applied(ref)
+    applied, owned = look.applied(ref), owned_paths(resource, look)
     former = applied.written if applied else {}
-    owned = resource.owned | (applied.owned if applied else frozenset())
     operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
     if not link.carrier and any(change.path in ("owner", "group") and change.after is None for change in changes):
         # The kernel takes no owner off a TUN that is there: it goes, the next look makes it anew.

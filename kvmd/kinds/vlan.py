@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
-
-from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import Integer, InterfaceAddress, LinkName
-from kvmd.api.resource import Claim, Ref, Reference, SpecModel
-from kvmd.api.schema import Update, leaf
-from kvmd.observed import Key
+from kvmd.api.quantity import Integer, LinkName
+from kvmd.api.resource import Claim, Ref
+from kvmd.api.schema import leaf
 from kvmd.plan.difference import LEAVE, Leave, at
-from kvmd.plan.links import alias_for, link_of, same_kind_or_refuse
+from kvmd.plan.links import alias_for, link_key, link_of, renamed, same_kind_or_refuse
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
-from kvmd.plan.stacked import Wish, own_addresses, parent_of, plan_stacked, refuse_unknown_kind, remove_stacked
+from kvmd.plan.stacked import (
+    IN_USE,
+    StackedSpec,
+    Wish,
+    own_addresses,
+    parent_of,
+    plan_stacked,
+    refuse_unknown_kind,
+    remove_stacked,
+    stacked_claims,
+    stacked_references,
+)
 
 KIND = "Vlan"
 PLURAL = "vlans"
 SHORT = "vlan"
 
-_IN_USE = "Replug while it is a port or carries addresses"
+host_key, references, remove = link_key, stacked_references, remove_stacked
 
 
-class Spec(SpecModel):
+class Spec(StackedSpec):
     """A VLAN (802.1Q) on a link of the host."""
 
-    name_on_host: LinkName | None = leaf(
-        None, about="Name of the link; default metadata.name.", example="eno1.100", update=Update.IMMUTABLE
-    )
-    parent: LinkName = leaf(about="Link of the host that carries the tagged frames.", example="eno1", unless=_IN_USE)
-    id: Integer = leaf(about="VLAN id.", example=100, ge=1, le=4094, unless=_IN_USE)
-    bridge: str | None = leaf(
-        None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
-    )
+    parent: LinkName = leaf(about="Link of the host that carries the tagged frames.", example="eno1", unless=IN_USE)
+    id: Integer = leaf(about="VLAN id.", example=100, ge=1, le=4094, unless=IN_USE)
     mtu: Integer | None = leaf(
         None, about="MTU in bytes, at most the parent's; null leaves the parent's.", example=1500, ge=68, le=65535
     )
-    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])
-    deletion_policy: Literal["Delete", "Orphan"] = leaf(
-        "Delete", about="When the spec goes: delete the VLAN, or only take the mark off.", example="Delete"
-    )
-
-    @model_validator(mode="after")
-    def _agree(self) -> Spec:
-        if self.bridge and self.addresses:
-            raise ValueError("a port of a bridge has no addresses of its own; write them at the Bridge")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +53,9 @@ class State:
     addresses: tuple[str, ...] = field(metadata=at("addresses"))
 
 
-def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
-    """The link that this VLAN is."""
-    return Key("link", (spec.name_on_host if spec else None) or ref.name)
-
-
-def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
-    """Its bridge; the parent is a link of the host."""
-    return (Reference(ref, Ref("Bridge", spec.bridge)),) if spec.bridge else ()
-
-
 def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
-    """Its name, its id on the parent, its place on a bridge and its addresses."""
-    name = host_key(ref, spec).name
-    return (
-        Claim("link", name),
-        Claim("VLAN", f"{spec.id} on {spec.parent}"),
-        *((Claim("uplink", name),) if spec.bridge else ()),
-        *(Claim("address", cidr.split("/")[0]) for cidr in spec.addresses),
-    )
+    """Its id on the parent beside what each such link claims."""
+    return (Claim("VLAN", f"{spec.id} on {spec.parent}"), *stacked_claims(ref, spec))
 
 
 def files(spec: Spec) -> tuple[str, ...]:
@@ -102,6 +77,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     refuse_unknown_kind(ref, "vlan", look)
     link = link_of(look, key)
     same_kind_or_refuse(ref, link, "vlan")
+    if (back := renamed(resource, link, "vlan", look)) is not None:
+        return back
     parent_of(ref, spec.parent, look)
     master = look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else ""
     addresses = tuple(sorted(spec.addresses))
@@ -113,8 +90,3 @@ def plan(ref: Ref, look: Look) -> Draft:
     create = ops.VlanCreate(key.name, alias_for(resource, link, look), spec.parent, spec.id, mtu=spec.mtu)
     wish = Wish(create, want, seen, ("parent", "id"), spec.addresses, spec.bridge)
     return plan_stacked(resource, link, wish, look)
-
-
-def remove(ref: Ref, key: Key, look: Look) -> Draft:
-    """Delete it, unless it is somebody else's port."""
-    return remove_stacked(ref, key, look)

@@ -4,51 +4,56 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.mark import derived_mac
-from kvmd.api.quantity import Address, Integer, InterfaceAddress, LinkName
-from kvmd.api.resource import Claim, Ref, Reference, SpecModel
-from kvmd.api.schema import Update, leaf
-from kvmd.observed import Key, Link
+from kvmd.api.mark import derived_port_mac
+from kvmd.api.quantity import Address, Integer, LinkName
+from kvmd.api.resource import Ref
+from kvmd.api.schema import leaf
+from kvmd.observed import Link
 from kvmd.plan.difference import LEAVE, Leave, at
-from kvmd.plan.links import alias_for, link_of, same_kind_or_refuse
+from kvmd.plan.links import alias_for, link_key, link_of, renamed, same_kind_or_refuse
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
-from kvmd.plan.stacked import Wish, own_addresses, parent_of, plan_stacked, refuse_unknown_kind, remove_stacked
+from kvmd.plan.stacked import (
+    IN_USE,
+    StackedSpec,
+    Wish,
+    own_addresses,
+    parent_of,
+    plan_stacked,
+    refuse_unknown_kind,
+    remove_stacked,
+    stacked_claims,
+    stacked_references,
+)
 
 KIND = "Vxlan"
 PLURAL = "vxlans"
 SHORT = "vxlan"
 
-_IN_USE = "Replug while it is a port or carries addresses"
+host_key, references, claims, remove = link_key, stacked_references, stacked_claims, remove_stacked
+
 _FIXED = ("id", "parent", "local", "remote", "group", "port")
 
 
-class Spec(SpecModel):
+class Spec(StackedSpec):
     """A VXLAN: layer 2 between hosts, in UDP over their network."""
 
-    name_on_host: LinkName | None = leaf(
-        None, about="Name of the link; default metadata.name.", example="vx42", update=Update.IMMUTABLE
-    )
-    id: Integer = leaf(about="VXLAN network identifier.", example=42, ge=1, le=0xFFFFFF, unless=_IN_USE)
-    remote: Address | None = leaf(None, about="The other host's address.", example="10.0.0.2", unless=_IN_USE)
+    id: Integer = leaf(about="VXLAN network identifier.", example=42, ge=1, le=0xFFFFFF, unless=IN_USE)
+    remote: Address | None = leaf(None, about="The other host's address.", example="10.0.0.2", unless=IN_USE)
     group: Address | None = leaf(
         None,
         about="Multicast group of all hosts of this VXLAN; needs `parent`.",
         example="239.1.1.42",
-        unless=_IN_USE,
+        unless=IN_USE,
     )
-    local: Address | None = leaf(None, about="This host's address to send from.", example="10.0.0.1", unless=_IN_USE)
-    port: Integer = leaf(4789, about="UDP port (IANA: 4789).", example=4789, ge=1, le=65535, unless=_IN_USE)
+    local: Address | None = leaf(None, about="This host's address to send from.", example="10.0.0.1", unless=IN_USE)
+    port: Integer = leaf(4789, about="UDP port (IANA: 4789).", example=4789, ge=1, le=65535, unless=IN_USE)
     parent: LinkName | None = leaf(
-        None, about="Link of the host to send through; null lets routes decide.", example="eno1", unless=_IN_USE
-    )
-    bridge: str | None = leaf(
-        None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
+        None, about="Link of the host to send through; null lets routes decide.", example="eno1", unless=IN_USE
     )
     mtu: Integer | None = leaf(
         None,
@@ -57,13 +62,9 @@ class Spec(SpecModel):
         ge=68,
         le=65535,
     )
-    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.42.0.1/24"])
-    deletion_policy: Literal["Delete", "Orphan"] = leaf(
-        "Delete", about="When the spec goes: delete the VXLAN, or only take the mark off.", example="Delete"
-    )
 
     @model_validator(mode="after")
-    def _agree(self) -> Spec:
+    def _ends_agree(self) -> Spec:
         if self.remote and self.group:
             raise ValueError("write one of `remote` (one other host) and `group` (many), not both")
         if self.remote and ipaddress.ip_address(self.remote).is_multicast:
@@ -75,8 +76,6 @@ class Spec(SpecModel):
         ends = {ipaddress.ip_address(end).version for end in (self.local, self.remote or self.group) if end}
         if len(ends) > 1:
             raise ValueError("local and the other end must both be IPv4 or both IPv6")
-        if self.bridge and self.addresses:
-            raise ValueError("a port of a bridge has no addresses of its own; write them at the Bridge")
         return self
 
 
@@ -93,26 +92,6 @@ class State:
     bridge: str = field(metadata=at("bridge"))
     mtu: int | Leave = field(metadata=at("mtu"))
     addresses: tuple[str, ...] = field(metadata=at("addresses"))
-
-
-def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
-    """The link that this VXLAN is."""
-    return Key("link", (spec.name_on_host if spec else None) or ref.name)
-
-
-def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
-    """Its bridge; the parent is a link of the host."""
-    return (Reference(ref, Ref("Bridge", spec.bridge)),) if spec.bridge else ()
-
-
-def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
-    """Its name, its place on a bridge and its addresses."""
-    name = host_key(ref, spec).name
-    return (
-        Claim("link", name),
-        *((Claim("uplink", name),) if spec.bridge else ()),
-        *(Claim("address", cidr.split("/")[0]) for cidr in spec.addresses),
-    )
 
 
 def files(spec: Spec) -> tuple[str, ...]:
@@ -134,6 +113,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     refuse_unknown_kind(ref, "vxlan", look)
     link = link_of(look, key)
     same_kind_or_refuse(ref, link, "vxlan")
+    if (back := renamed(resource, link, "vxlan", look)) is not None:
+        return back
     if spec.parent:
         parent_of(ref, spec.parent, look)
     want = _wanted(spec, look)
@@ -146,15 +127,10 @@ def plan(ref: Ref, look: Look) -> Draft:
         want.local,
         want.remote or want.group,
         spec.port,
-        derived_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
+        derived_port_mac(look.host().machine_id, look.rules.owner, ref, "vxlan"),
         spec.mtu,
     )
     return plan_stacked(resource, link, Wish(create, want, seen, _FIXED, spec.addresses, spec.bridge), look)
-
-
-def remove(ref: Ref, key: Key, look: Look) -> Draft:
-    """Delete it, unless it is somebody else's port."""
-    return remove_stacked(ref, key, look)
 
 
 def _wanted(spec: Spec, look: Look) -> State:

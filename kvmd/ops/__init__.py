@@ -6,7 +6,7 @@ Each operation says what it costs the guests (its impact) and describes itself i
 from __future__ import annotations
 
 from kvmd.ops.base import Impact, Op
-from kvmd.ops.checkpoint import AddressesMove, Guarded
+from kvmd.ops.checkpoint import AddressesMove, AddressesRestore, Guarded
 from kvmd.ops.domain import (
     DomainAttach,
     DomainDefine,
@@ -14,6 +14,9 @@ from kvmd.ops.domain import (
     DomainDetach,
     DomainResume,
     DomainSetAutostart,
+    DomainSetBalloonPeriod,
+    DomainSetIoThreads,
+    DomainSetIoTune,
     DomainSetMark,
     DomainSetMemory,
     DomainSetOnReboot,
@@ -38,12 +41,14 @@ from kvmd.ops.link import (
 )
 from kvmd.ops.network import (
     NetworkDefine,
+    NetworkRepair,
     NetworkRestart,
     NetworkSetAutostart,
     NetworkStart,
     NetworkStop,
     NetworkUndefine,
     NetworkUpdate,
+    blip_of,
 )
 from kvmd.ops.snapshot import (
     SnapshotMark,
@@ -55,9 +60,11 @@ from kvmd.ops.snapshot import (
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
+    NOBODY,
     ImageFetch,
     ImageMark,
     ImageRemove,
+    Login,
     PoolDefine,
     PoolMark,
     PoolSetAutostart,
@@ -74,9 +81,11 @@ from kvmd.ops.storage import (
 )
 
 __all__ = [
+    "NOBODY",
     "AddressAdd",
     "AddressDelete",
     "AddressesMove",
+    "AddressesRestore",
     "BridgeCreate",
     "DomainAttach",
     "DomainDefine",
@@ -84,6 +93,9 @@ __all__ = [
     "DomainDetach",
     "DomainResume",
     "DomainSetAutostart",
+    "DomainSetBalloonPeriod",
+    "DomainSetIoThreads",
+    "DomainSetIoTune",
     "DomainSetMark",
     "DomainSetMemory",
     "DomainSetOnReboot",
@@ -101,7 +113,9 @@ __all__ = [
     "LinkDelete",
     "LinkOp",
     "LinkSet",
+    "Login",
     "NetworkDefine",
+    "NetworkRepair",
     "NetworkRestart",
     "NetworkSetAutostart",
     "NetworkStart",
@@ -135,4 +149,5 @@ __all__ = [
     "VolumeMark",
     "VolumeTrash",
     "VxlanCreate",
+    "blip_of",
 ]

@@ -37,6 +37,29 @@ class AddressesMove(LinkOp):
 
 
 @dataclass(frozen=True, slots=True)
+class AddressesRestore(LinkOp):
+    """Give a link back what it once had, and lost with the link itself or with its being up.
+
+    *addresses* and *routes* are the kernel's messages of *taken_at* (seconds since the boot); *cidrs* and *ways* say
+    the same to people. Nothing is taken away by it, so it needs no proof.
+    """
+
+    index: int
+    addresses: tuple[bytes, ...]
+    routes: tuple[bytes, ...]
+    taken_at: float
+    cidrs: tuple[str, ...]
+    ways: tuple[str, ...]
+    verb: ClassVar[str] = "give back addresses to"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        ways = f"{'the routes' if len(self.ways) > 1 else 'the route'} {', '.join(self.ways)}" if self.ways else ""
+        what = " and ".join(part for part in (", ".join(self.cidrs), ways) if part)
+        return f"give {self.name} back {what}"
+
+
+@dataclass(frozen=True, slots=True)
 class Guarded(Op):
     """Link operations that are carried out as one batch, proven, and otherwise undone.
 

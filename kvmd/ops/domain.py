@@ -86,15 +86,59 @@ class DomainSetVcpus(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainSetMemory(Op):
-    """Move the balloon of a running guest; *size* in bytes."""
+    """Move the balloon of a running guest, or where it has a device for that make it what *xml* says; bytes."""
 
     uuid: str
     size: int
+    xml: str = field(default="", repr=False)
     verb: ClassVar[str] = "set live memory of domain"
 
     def describe(self) -> str:
         """What a plan says of it."""
         return f"{self.verb} {self.name} to {self.size // 2**20} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetIoTune(Op):
+    """Set every limit of a disk of a running guest, under libvirt's names; 0 is none."""
+
+    uuid: str
+    target: str  # what libvirt calls the disk: vda
+    limits: tuple[tuple[str, int], ...]
+    verb: ClassVar[str] = "set limits of disk of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        said = ", ".join(f"{name} {value}" for name, value in self.limits if value) or "none"
+        return f"set limits of {self.target} of running domain {self.name}: {said}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetIoThreads(Op):
+    """Add and take away threads of a running QEMU that serve disks, by their numbers."""
+
+    uuid: str
+    add: tuple[int, ...] = ()
+    remove: tuple[int, ...] = ()
+    verb: ClassVar[str] = "set I/O threads of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        words = [f"add {number}" for number in self.add] + [f"remove {number}" for number in self.remove]
+        return f"{' and '.join(words)} of the I/O threads of running domain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSetBalloonPeriod(Op):
+    """How often the balloon driver of a running guest tells of its memory, in seconds; 0 is never."""
+
+    uuid: str
+    seconds: int
+    verb: ClassVar[str] = "set period of memory statistics of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} to {self.seconds} s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kvmd.api.bridge_settings import BRIDGE, PORT, Numbers, described
 from kvmd.ops.base import Op
 
 
@@ -24,9 +25,13 @@ class BridgeCreate(LinkOp):
     alias: str
     mac: str = ""
     mtu: int | None = None
-    stp: bool = False
-    forward_delay_seconds: float | None = None
+    settings: Numbers = ()  # as kvmd.api.bridge_settings names them, in the kernel's units
     verb: ClassVar[str] = "create bridge"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        words = ", ".join(described(BRIDGE, self.settings))
+        return f"create bridge {self.name}" + (f": {words}" if words else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class TapCreate(LinkOp):
     owner: int | None = None
     group: int | None = None
     multi_queue: bool = False
+    vnet_hdr: bool = True
     verb: ClassVar[str] = "create"
 
     def describe(self) -> str:
@@ -54,12 +60,16 @@ class TapOwner(LinkOp):
     owner: int | None = None
     group: int | None = None
     multi_queue: bool = False
+    vnet_hdr: bool = True
     verb: ClassVar[str] = "set owner of"
 
     def describe(self) -> str:
         """What a plan says of it."""
         owner = "root only" if self.owner is None else f"user {self.owner}"
-        return f"{self.verb} {self.name}: {owner}" + ("" if self.group is None else f", group {self.group}")
+        more = ("" if self.group is None else f", group {self.group}") + (
+            "" if self.vnet_hdr else ", no virtio header"
+        )
+        return f"{self.verb} {self.name}: {owner}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +85,9 @@ class LinkSet(LinkOp):
     mtu: int | None = None
     up: bool | None = None
     master: str | None = None
-    stp: bool | None = None
-    forward_delay_seconds: float | None = None
+    settings: Numbers = ()  # of a bridge
+    port_settings: Numbers = ()  # of a port, once it is one
+    rename: str | None = None
     port_mark: str | None = None  # altname that says: kvmd put this port, which is not ours, there
     verb: ClassVar[str] = "set link"
 
@@ -87,11 +98,11 @@ class LinkSet(LinkOp):
             "up": "up" if self.up else "down",
             "mtu": f"MTU {self.mtu}",
             "mac": f"MAC {self.mac}",
-            "stp": f"STP {'on' if self.stp else 'off'}",
-            "forward_delay_seconds": f"forward delay {self.forward_delay_seconds or 0:g} s",
+            "rename": f"name {self.rename}",
             "alias": "mark" if self.alias else "no mark",
         }
         parts = [word for name, word in words.items() if getattr(self, name) is not None]
+        parts += [*described(BRIDGE, self.settings), *described(PORT, self.port_settings)]
         return f"set link {self.name}: {', '.join(parts) or 'mark of the port'}"
 
 

@@ -41,9 +41,12 @@ class NetworkRestart(Op):
 
     def describe(self) -> str:
         """What a plan says of it."""
-        count = len(self.guests)
-        blip = f" (network blip: {count} VM{'s' * (count != 1)}: {', '.join(self.guests)})" if count else ""
-        return f"restart network {self.name}{blip}"
+        return f"restart network {self.name}" + (f" ({blip_of(self.guests)})" if self.guests else "")
+
+
+def blip_of(guests: tuple[str, ...]) -> str:
+    """Who notices that a network is started anew."""
+    return f"network blip: {len(guests)} VM{'s' * (len(guests) != 1)}: {', '.join(guests)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,13 @@ class NetworkUndefine(Op):
 
 @dataclass(frozen=True, slots=True)
 class NetworkUpdate(Op):
-    """Change one DHCP host or range of a network, in the definition and, where it runs, at once."""
+    """Change one entry of a network, in the definition and, where it runs, at once."""
 
     uuid: str
-    section: str  # dhcp-host | dhcp-range
+    section: str  # dhcp-host | dhcp-range | dns-host | dns-txt | dns-srv | portgroup | forward-interface
     command: str  # add | delete | modify
     xml: str
-    parent_index: int = 0
+    parent_index: int = -1  # which subnet, of DHCP
     live: bool = False
     config: bool = False
     verb: ClassVar[str] = "update network"
@@ -79,6 +82,22 @@ class NetworkUpdate(Op):
     def describe(self) -> str:
         """What a plan says of it."""
         return f"{self.command} {self.section} {self.xml} of network {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRepair(Op):
+    """Put back what forwarding of a network needs and somebody took away."""
+
+    uuid: str
+    switches: tuple[str, ...] = ()  # of the kernel, as sysctl names them
+    jumps: tuple[tuple[str, str, str], ...] = ()  # table, chain, and libvirt's chain that it should jump to
+    rules: bool = False
+    verb: ClassVar[str] = "repair forwarding of network"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        parts = [f"{name}=1" for name in self.switches] + ["firewall rules"] * self.rules
+        return f"{self.verb} {self.name}: {', '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,11 @@ from kvmd.ops.base import Op
 class StorageOp(Op):
     """An operation on storage."""
 
+    @property
+    def errand(self) -> str:
+        """The name of the fact that shows it, where it is only started: nothing waits for its end."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolDefine(StorageOp):
@@ -71,6 +76,20 @@ class PoolMark(StorageOp):
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """How a server is spoken to. What is secret is named, never held."""
+
+    user: str = ""
+    secret: str = ""  # where the password or the private key is read
+    cookies: str = ""  # where the cookies are read
+    ca_file: str = ""  # whose certificates count; "": those of this host
+    insecure: bool = False  # any certificate counts
+
+
+NOBODY = Login()
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFetch(StorageOp):
     """Bring an image into the store: download or copy it, check it, and only then give it its name."""
 
@@ -81,7 +100,13 @@ class ImageFetch(StorageOp):
     checksum: str = ""  # sha256:… or sha512:…
     checksum_url: str = ""  # of a list such as SHA256SUMS
     checksum_path: str = ""
+    login: Login = NOBODY
     bounded: ClassVar[bool] = False
+
+    @property
+    def errand(self) -> str:
+        """A guest goes on while its medium comes; an object of its own has nothing else to do."""
+        return self.name if self.mark is None else ""
 
     def describe(self) -> str:
         """What a plan says of it."""
@@ -97,6 +122,11 @@ class ServerAsk(StorageOp):
     url: str
     driver: str
     other: bool  # it may be fetched instead
+
+    @property
+    def errand(self) -> str:
+        """Some servers let one wait."""
+        return self.url
 
     def describe(self) -> str:
         """What a plan says of it."""

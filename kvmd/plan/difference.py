@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 
 
@@ -45,18 +46,25 @@ def differences(before: Any, after: Any, prefix: str = "") -> Iterator[Change]:
     Tuples of states with a ``name`` are compared by name; an item that *before* lacks, or that *after*
     lacks, is one change.
     """
-    for item in fields(after):
-        path = item.metadata.get("path")
-        if path is None:
-            continue
-        where = f"{prefix}{path}"
-        old, new = getattr(before, item.name), getattr(after, item.name)
+    for name, path, keyed, always in _compared(type(after)):  # type: ignore[arg-type]
+        old, new = getattr(before, name), getattr(after, name)
         if new is LEAVE:
             continue
-        if item.metadata.get("keyed"):
-            yield from _keyed(old, new, where)
+        if keyed:
+            yield from _keyed(old, new, f"{prefix}{path}")
         elif old != new:
-            yield Change(where, old, new, bool(item.metadata.get("always")))
+            yield Change(f"{prefix}{path}", old, new, always)
+
+
+@cache
+def _compared(cls: Any) -> tuple[tuple[str, str, bool, bool], ...]:
+    """Of each field that is compared its name, its path, whether it holds named items, whether it is always ours."""
+    found = ((item.name, item.metadata) for item in fields(cls))
+    return tuple(
+        (name, told["path"], bool(told.get("keyed")), bool(told.get("always")))
+        for name, told in found
+        if "path" in told
+    )
 
 
 def _keyed(old: tuple[Any, ...], new: tuple[Any, ...], where: str) -> Iterator[Change]:

@@ -64,6 +64,7 @@ class Index:
             "users": self._users,
             "claimants": self._claimants,
             "keys": self._keys,
+            "marks": observed.marks,
         }
         return World(
             specs=desired.resources,

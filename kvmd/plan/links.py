@@ -9,7 +9,7 @@ from typing import Any
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.api.resource import Ref, Resource
+from kvmd.api.resource import Claim, Ref, Resource
 from kvmd.errors import Blocked, Refused
 from kvmd.observed import Key, Link
 from kvmd.plan.difference import plain
@@ -23,6 +23,41 @@ def link_of(look: Look, key: Key) -> Link | None:
     """The link under a key, or None."""
     fact = look.fact(key)
     return fact if isinstance(fact, Link) else None
+
+
+def link_key(ref: Ref, spec: Any, look: Look | None = None) -> Key:
+    """The link that an object is: its name on the host, else its own."""
+    return Key("link", (spec.name_on_host if spec else None) or ref.name)
+
+
+def address_claims(cidrs: Iterable[str]) -> tuple[Claim, ...]:
+    """An address belongs to one object, whatever its network."""
+    return tuple(Claim("address", cidr.split("/")[0]) for cidr in cidrs)
+
+
+def renamed(resource: Resource, link: Link | None, kind: str, look: Look, mode: str = "") -> Draft | None:
+    """The way back to its name of a link of ours that somebody renamed; everything else follows after it."""
+    if link is not None:
+        return None
+    name = look.key(resource.ref).name
+    marked = (link_of(look, key) for key in look.marked(resource.ref))
+    found = [other for other in marked if other is not None and other.kind == kind and other.tun_mode == mode]
+    if len(found) != 1:  # nobody knows which of several it was
+        return None
+    operation = ops.LinkSet(found[0].name, found[0].index, rename=name)
+    return Draft((operation,), status=link_status(None), reason=f"somebody renamed {name} to {found[0].name}")
+
+
+def owned_paths(resource: Resource, look: Look) -> frozenset[str]:
+    """The leaves that are ours: those that the spec writes, and those that the one applied last wrote."""
+    applied = look.applied(resource.ref)
+    return resource.owned | (applied.owned if applied else frozenset())
+
+
+def changed_alias(resource: Resource, link: Link, look: Look) -> str | None:
+    """The mark to write where it is not there yet, or of another generation."""
+    alias = alias_for(resource, link, look)
+    return alias if link.alias != alias else None
 
 
 def alias_for(resource: Resource, link: Link | None, look: Look) -> str:

@@ -91,6 +91,10 @@ class Look:
         resource = self.spec(ref)
         return self.controller(ref).host_key(ref, resource.spec if resource else None, self)
 
+    def marked(self, ref: Ref) -> tuple[Key, ...]:
+        """Everything that carries an object's mark, also under a name that is not the object's."""
+        return self._read("marks", ref) or ()
+
     def departing_names(self, ref: Ref) -> frozenset[str]:
         """Names on the host of those users of an object that are about to go themselves: they go first."""
         sources = (user.source for user in self.users(ref))

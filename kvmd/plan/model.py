@@ -96,6 +96,7 @@ class Draft:
     later: tuple[Op, ...] = ()  # what follows once the operations have had their effect
     needed_by: tuple[tuple[Ref, ...], ...] = ()  # of each operation its own part of *needs*; empty: all need all
     stopping: bool = False  # a shutdown is under way, or about to be asked for
+    noticed: str = ""  # what it will cost whom once what waits is let through
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +285,7 @@ class Rules:
     accelerator: str = "auto"
     allowed_paths: tuple[str, ...] = ("/",)
     uplinks: str | tuple[str, ...] = "*"
+    host_devices: tuple[str, ...] = ()  # pci:0000:01:00.0, usb:046d:c52b, or patterns of them
     images: str = "/var/lib/kvmd/images"  # the image store
     seeds: str = "/var/lib/kvmd/seeds"  # the seeds of cloud-init
     memory_reserve: int | None = 0  # bytes that no guest is promised; None: any guest may start

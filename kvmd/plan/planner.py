@@ -6,7 +6,7 @@ another object than last time, or the time has come. What it remembers never cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -15,7 +15,15 @@ from kvmd.api.resource import ANNOTATION_SUSPEND, Ref, Resource
 from kvmd.api.status import Condition
 from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
 from kvmd.observed import Key, Ledger, Observed
-from kvmd.ops import DomainDestroy, DomainResume, DomainSetOnReboot, DomainShutdown, DomainStart, LedgerWrite
+from kvmd.ops import (
+    DomainDefine,
+    DomainDestroy,
+    DomainResume,
+    DomainSetOnReboot,
+    DomainShutdown,
+    DomainStart,
+    LedgerWrite,
+)
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
@@ -57,8 +65,19 @@ class Planner:
         self._missing: frozenset[str] = frozenset()
         self._gated = False  # a start waits for what its own plan did not read
 
-    def plan(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> Plan:
-        """Plan every object that could plan differently than last time; keep the rest."""
+    def plan(
+        self,
+        desired: Desired,
+        observed: Observed,
+        memory: Memory,
+        now: float,
+        begin: Callable[[Step], None] | None = None,
+    ) -> Plan:
+        """Plan every object that could plan differently than last time; keep the rest.
+
+        *begin* is told of each step as soon as it is certain, while the rest is still being planned; the plan that is
+        returned is the same with it and without.
+        """
         world = self._index.world(desired, observed, memory)
         recall = self._recall
         stale = recall.stale(world.tables, world.specs, now)
@@ -71,9 +90,12 @@ class Planner:
             and self._last.objects.keys() == world.specs.keys()
         ):
             return self._last
-        for ref in stale:
+        for ref in sorted(stale):
             look = Look(world, now)
-            recall.keep(_plan_object(ref, look), look.reads)
+            item = _plan_object(ref, look)
+            recall.keep(item, look.reads)
+            if begin is not None and item.step is not None and not observed.missing and _is_certain(item.step):
+                begin(item.step)
         verdict = safety.judge(desired, observed, memory, self.rules, now, world)
         objects = dict(zip(world.specs, map(recall.plans.__getitem__, world.specs), strict=True))
         for ref in sorted(world.departing):
@@ -144,6 +166,15 @@ class Planner:
             status=draft.status,
             stopping=draft.stopping,
         )
+
+
+def _is_certain(step: Step) -> bool:
+    """True where no plan of another object can change it: it only defines a new machine, and waits for nothing.
+
+    Claims were judged before: by the specs of all, which are read whole before anything is planned.
+    """
+    new = step.cause is Cause.CREATE and not step.after
+    return new and all(isinstance(operation, DomainDefine) for operation in step.operations)
 
 
 def _suspended(base: ObjectPlan, look: Look) -> ObjectPlan | None:
@@ -275,6 +306,7 @@ def _restart_required(draft: Draft) -> tuple[Condition, ...]:
     paths = ", ".join(pending.path for pending in draft.pending)
     count = len(draft.pending)
     message = f"{count} change{'s' * (count != 1)} wait{'s' * (count == 1)}: {paths}"
+    message += f"; when let through: {draft.noticed}" if draft.noticed else ""
     return (Condition(status.RESTART_REQUIRED, True, "PendingChanges", message),)
 
 

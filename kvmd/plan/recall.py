@@ -15,6 +15,7 @@ from kvmd.plan.look import Reads
 from kvmd.plan.model import ObjectPlan
 
 Tables = Mapping[str, Mapping[Any, Any]]
+Read = tuple[str, Any]
 NOTHING: Mapping[Any, Any] = {}
 
 
@@ -23,8 +24,8 @@ class Recall:
 
     def __init__(self) -> None:
         self.plans: dict[Ref, ObjectPlan] = {}
-        self._reads: dict[Ref, Reads] = {}
-        self._readers: dict[tuple[str, Any], set[Ref]] = {}
+        self._reads: dict[Ref, tuple[Read, ...]] = {}
+        self._readers: dict[Read, Ref | set[Ref]] = {}  # most have one, and a set of one takes 200 bytes
         self._wakes: dict[Ref, float] = {}
         self._tables: dict[str, Mapping[Any, Any]] = {}
 
@@ -33,7 +34,11 @@ class Recall:
         found = {ref for ref, wake_at in self._wakes.items() if now >= wake_at}
         for name, table in tables.items():
             for key in changed(self._tables.get(name, NOTHING), table):
-                found |= self._readers.get((name, key), frozenset())
+                readers = self._readers.get((name, key))
+                if isinstance(readers, set):
+                    found |= readers
+                elif readers is not None:
+                    found.add(readers)
         self._tables = dict(tables)
         wanted = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
         for ref in self.plans.keys() - wanted.keys():
@@ -45,17 +50,22 @@ class Recall:
         """Remember a plan and what it came from."""
         ref = plan.ref
         self._forget(ref)
-        self.plans[ref], self._reads[ref] = plan, reads
+        self.plans[ref], self._reads[ref] = plan, tuple(reads)
         for read in reads:
-            self._readers.setdefault(read, set()).add(ref)
+            readers = self._readers.setdefault(read, ref)
+            if isinstance(readers, set):
+                readers.add(ref)
+            elif readers != ref:
+                self._readers[read] = {readers, ref}
         if plan.wake_at is not None:
             self._wakes[ref] = plan.wake_at
 
     def _forget(self, ref: Ref) -> None:
         for read in self._reads.pop(ref, ()):
             readers = self._readers[read]
-            readers.discard(ref)
-            if not readers:
+            if isinstance(readers, set):
+                readers.discard(ref)
+            if not readers or readers == ref:
                 del self._readers[read]
         self.plans.pop(ref, None)
         self._wakes.pop(ref, None)

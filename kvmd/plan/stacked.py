@@ -3,28 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.resource import Ref, Resource
-from kvmd.api.schema import Update
+from kvmd.api.quantity import InterfaceAddress, LinkName
+from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
+from kvmd.api.schema import Update, leaf
 from kvmd.api.status import DEGRADED, Condition, Pending
 from kvmd.errors import Blocked, Refused, Unsupported
 from kvmd.observed import Key, Link
 from kvmd.plan.difference import Change, differences, is_owned, plain
 from kvmd.plan.links import (
+    address_claims,
     address_operations,
     addresses_of,
-    alias_for,
+    changed_alias,
     let_go,
+    link_key,
     link_of,
     link_status,
     normal_addresses,
+    owned_paths,
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 
+IN_USE = "Replug while it is a port or carries addresses"  # what the kernel changes only by making the link anew
 MODULES = {"vlan": "8021q", "vxlan": "vxlan", "macvtap": "macvtap"}
+
+
+class StackedSpec(SpecModel):
+    """What each of them says of itself."""
+
+    name_on_host: LinkName | None = leaf(
+        None, about="Name of the link; default metadata.name.", example="eno1.100", update=Update.IMMUTABLE
+    )
+    bridge: str | None = leaf(
+        None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
+    )
+    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])
+    deletion_policy: Literal["Delete", "Orphan"] = leaf(
+        "Delete", about="When the spec goes: delete the link, or only take the mark off.", example="Delete"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> StackedSpec:
+        if self.bridge and self.addresses:
+            raise ValueError("a port of a bridge has no addresses of its own; write them at the Bridge")
+        return self
+
+
+def stacked_references(ref: Ref, spec: StackedSpec) -> tuple[Reference, ...]:
+    """Its bridge; the parent is a link of the host."""
+    return (Reference(ref, Ref("Bridge", spec.bridge)),) if spec.bridge else ()
+
+
+def stacked_claims(ref: Ref, spec: StackedSpec) -> tuple[Claim, ...]:
+    """Its name, its place on a bridge and its addresses."""
+    name = link_key(ref, spec).name
+    uplink = (Claim("uplink", name),) if spec.bridge else ()
+    return (Claim("link", name), *uplink, *address_claims(spec.addresses))
 
 
 class Wish(NamedTuple):
@@ -71,8 +111,7 @@ def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) 
         operations: list[ops.Op] = [wish.create, ops.LinkSet(name, master=wish.want.bridge or None, up=True)]
         operations += address_operations(None, name, wish.addresses, ())[0]
         return Draft(tuple(operations), needs=needs, status=link_status(None))
-    applied = look.applied(resource.ref)
-    owned = resource.owned | (applied.owned if applied else frozenset())
+    applied, owned = look.applied(resource.ref), owned_paths(resource, look)
     changes = tuple(c for c in differences(wish.seen, wish.want) if is_owned(c.path, owned))
     fixed = tuple(change for change in changes if change.path in wish.fixed)
     status, conditions = _status(link), _too_big(link, look)
@@ -115,9 +154,9 @@ def own_addresses(link: Link, ref: Ref, wanted: Iterable[str], look: Look) -> tu
 
 
 def _attributes(resource: Resource, link: Link, wish: Wish, changes: tuple[Change, ...], look: Look) -> list[ops.Op]:
-    paths, alias = {change.path for change in changes}, alias_for(resource, link, look)
+    paths = {change.path for change in changes}
     attributes: dict[str, Any] = {
-        "alias": alias if link.alias != alias else None,
+        "alias": changed_alias(resource, link, look),
         "mtu": wish.want.mtu if "mtu" in paths else None,
         "master": wish.want.bridge if "bridge" in paths else None,
         "up": None if link.up else True,

@@ -24,6 +24,10 @@ from kvmd.plan.order import blocked, in_order
 PATIENCE_SECONDS = 60.0  # how long lower orders may hold a guest up
 WIDTH = 16  # so many of the next lower order are named as what a start comes after
 _MEMORY = re.compile(r"<memory(?: unit=['\"](\w+)['\"])?[^>]*>(\d+)</memory>")
+# Of a virtio-mem device the guest has what is requested of it, not the whole: libvirt counts that as memory, too.
+_PLUGGABLE = re.compile(
+    r"<memory model='virtio-mem'.*?<size unit='KiB'>(\d+)</size>.*?<requested unit='KiB'>(\d+)</requested>", re.DOTALL
+)
 _UNITS = {"b": 1, "bytes": 1, "KiB": 2**10, "k": 2**10, "MiB": 2**20, "M": 2**20, "GiB": 2**30, "G": 2**30}
 
 
@@ -267,11 +271,12 @@ def _without(step: Step | None, withheld: Callable[[Op], bool]) -> Step | None:
 
 
 def _promised(fact: object) -> int:
-    """What a running guest may take, whoever made it: all of its memory, wherever its balloon is."""
+    """What a running guest may take, whoever made it: all that it has, wherever its balloon is."""
     if not isinstance(fact, Domain) or fact.live is None:
         return 0
     found = _MEMORY.search(fact.live)
-    return int(found[2]) * _UNITS.get(found[1] or "KiB", 2**10) if found else 0
+    whole = int(found[2]) * _UNITS.get(found[1] or "KiB", 2**10) if found else 0
+    return whole - sum((int(size) - int(requested)) * 2**10 for size, requested in _PLUGGABLE.findall(fact.live))
 
 
 def _mebibytes(size: int) -> str:

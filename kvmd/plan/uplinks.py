@@ -116,8 +116,8 @@ def is_risky(operations: Sequence[ops.Op], bridge: Link | None, uplinks: Sequenc
 
 
 def _touches(operation: ops.LinkSet) -> bool:
-    values = (operation.mac, operation.mtu, operation.master, operation.stp, operation.forward_delay_seconds)
-    return any(value is not None for value in values)
+    values = (operation.mac, operation.mtu, operation.master, operation.rename)
+    return bool(operation.settings or operation.port_settings) or any(value is not None for value in values)
 
 
 def rejected(ref: Ref, spec_hash: str, look: Look) -> Condition | None:

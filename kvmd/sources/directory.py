@@ -26,7 +26,7 @@ class Directory:
     def __init__(self, root: str, source: Source, specs: Mapping[str, type[SpecModel]], store: Store | None) -> None:
         self.root = os.path.abspath(root)
         self._source = source
-        self._reading = Reading(source, specs)
+        self._reading = Reading(source, specs, store)
         self._merger = Merger(specs, store)
         self._files: dict[str, SpecFile] = {}
         self._touched: set[str] = set()  # files that may be other than when they were merged last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Any
 
 import yaml
@@ -270,7 +271,7 @@ class _Composer:
             self._fault(mark, "duplicate-key", message, "keep one of the two")
         else:
             frame.marks[text] = mark
-            frame.key = text
+            frame.key = intern(text)  # a thousand specs have the same few
             self._keys.put((*frame.path, text), mark)
 
     def _open(self, event: Any, value: dict[str, Any] | list[Any]) -> None:

@@ -12,6 +12,7 @@ from kvmd.api.problem import Position, Problem
 from kvmd.api.resource import Resource, SpecModel
 from kvmd.settings import Source
 from kvmd.sources.decode import decode_file
+from kvmd.sources.store import Store
 from kvmd.sources.watch import Stamp, stamp_of
 
 UNENDED_FACTOR = 5  # a file without a final newline may be half of one
@@ -32,6 +33,7 @@ class Reading:
 
     source: Source
     specs: Mapping[str, type[SpecModel]]
+    store: Store | None = None
 
 
 @dataclass(slots=True)
@@ -106,7 +108,10 @@ class SpecFile:
         if decoded.problems:
             return
         before = {resource.ref: resource for resource in self.good or ()}
-        self.good = tuple(_same_or_new(before.get(found.ref), found) for found in decoded.resources)
+        found = decoded.resources
+        if reading.store is not None and self.good is None:
+            found = tuple(map(reading.store.as_stored, found))
+        self.good = tuple(_same_or_new(before.get(resource.ref), resource) for resource in found)
         self.places = tuple(resource.position for resource in decoded.resources)
         self.documents = decoded.documents
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from kvmd.api.problem import Position, Problem
-from kvmd.api.resource import Metadata, Ref, Resource, SpecModel
+from kvmd.api.resource import Metadata, Ref, Resource, SpecModel, with_shared_keys
 from kvmd.errors import Retry
 from kvmd.journal import Journal
 
@@ -103,6 +103,21 @@ class Store:
             self.load()
         return self._objects or {}
 
+    def share(self, other: Store) -> None:
+        """Take the values of another store where both say the same, so that they are in memory once."""
+        mine, theirs = self._objects or {}, other.objects()
+        for ref, entry in mine.items():
+            twin = theirs.get(ref)
+            if twin is not None and twin.spec_hash == entry.spec_hash and twin.written == entry.written:
+                mine[ref] = replace(entry, written=twin.written)
+
+    def as_stored(self, resource: Resource) -> Resource:
+        """The same resource, with the values of the store where it has just these: they are in memory once."""
+        entry = self.objects().get(resource.ref)
+        if entry is None or entry.spec_hash != resource.spec_hash or entry.written != resource.written:
+            return resource
+        return replace(resource, written=entry.written)
+
     def save(self, resource: Resource, generation: int) -> bool:
         """Keep one resource; return False where the same was there already. Raises Retry."""
         return self.save_all([(resource, generation)]) > 0
@@ -149,7 +164,7 @@ def _line(entry: StoredObject) -> str:
 
 
 def _take(line: str, objects: dict[Ref, StoredObject]) -> None:
-    details = json.loads(line)
+    details = json.loads(line, object_pairs_hook=with_shared_keys)
     ref = Ref.parse(details["ref"])
     if details.get("removed"):
         objects.pop(ref, None)

@@ -1,17 +1,24 @@
 """A web server with the faults of real ones: ``image_server.py FOLDER PORT LOG``, with ranges and ETags.
 
 ``/half/NAME`` ends the first answer in the middle, ``/plain/NAME`` knows no ranges, ``/changing/NAME`` has another
-ETag each time, ``/missing/…`` is not there.
+ETag each time, ``/missing/…`` is not there, ``/private/…`` asks who is there, ``/members/…`` wants a cookie, and
+``/slow/…`` comes as 64 KiB in a second.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 FOLDER, PORT, LOG = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+SLOW_BYTES = 6554
+WANTED = {
+    "private": ("Authorization", "Basic d2ViOmh1bnRlcjIyMjI=", 401),  # web:hunter2222
+    "members": ("Cookie", "pass=hunter2222; a=b", 403),
+}
 asked: dict[str, int] = {}
 
 
@@ -37,6 +44,9 @@ class Handler(BaseHTTPRequestHandler):
         if way == "missing" or not file.is_file():
             self.send_error(404)
             return
+        if way in WANTED and self.headers.get(WANTED[way][0]) != WANTED[way][1]:
+            self.send_error(WANTED[way][2])
+            return
         data = file.read_bytes()
         tag = f'"{name}-{asked[self.path]}"' if way == "changing" else f'"{name}-{len(data)}"'
         begin, end = 0, len(data)
@@ -56,6 +66,10 @@ class Handler(BaseHTTPRequestHandler):
         if not body:
             return
         part = data[begin:end]
+        while way == "slow" and part:
+            self.wfile.write(part[:SLOW_BYTES])
+            part = part[SLOW_BYTES:]
+            time.sleep(0.1)
         if way in ("half", "changing") and asked[self.path] == 1:
             self.wfile.write(part[: len(part) // 2])
             self.close_connection = True

@@ -11,8 +11,8 @@ from hermetic import Agent, wait_until
 VSFTPD = """
 listen=YES
 background=NO
-anonymous_enable=YES
-local_enable=NO
+anonymous_enable={anonymous}
+local_enable={local}
 anon_root={files}
 no_anon_password=YES
 isolate=NO
@@ -77,31 +77,55 @@ class Servers:
         """A certificate for 127.0.0.1 that everybody in the namespaces trusts, and its key."""
         certificate, key = self.folder / "server.pem", self.folder / "server.key"
         if not certificate.exists():
-            words = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1")
-            more = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate))
-            subprocess.run(["openssl", *words, *more], check=True, capture_output=True)
+            self.certificate("server")
             system = "/etc/ssl/certs/ca-certificates.crt"
             self.agent.hermetic.run("mount", "--bind", str(certificate), system)
         return certificate, key
 
-    def ftp(self, port: int = 21, tls: bool = False) -> None:
-        """vsftpd, for anonymous readers."""
+    def ftp(self, port: int = 21, tls: bool = False, user: str = "", password: str = "") -> None:
+        """vsftpd, for anonymous readers, or for one user."""
         empty = self.folder / "empty"
         empty.mkdir(exist_ok=True)
         self.files.chmod(0o755)
         certificate, key = self.trust() if tls else (Path(), Path())
         more = IMPLICIT_TLS.format(certificate=certificate, key=key) if tls else ""
         settings = self.folder / f"vsftpd-{port}.conf"
-        settings.write_text(VSFTPD.format(files=self.files, empty=empty, port=port, more=more))
+        anonymous, local = ("NO", "YES") if user else ("YES", "NO")
+        if user:
+            self._account(user, password)
+        text = VSFTPD.format(files=self.files, empty=empty, port=port, more=more, anonymous=anonymous, local=local)
+        settings.write_text(text)
         self.run("vsftpd", str(settings), port=port)
 
-    def https(self, port: int, behind: int) -> None:
-        """TLS before a web server."""
-        certificate, key = self.trust()
+    def _account(self, user: str, password: str) -> None:
+        """An account of the system, in the namespaces alone, whose home is the folder that is served."""
+        hashed = subprocess.run(["openssl", "passwd", "-6", password], check=True, capture_output=True, text=True)
+        lines = {
+            "passwd": f"{user}:x:65000:65000::/srv:/bin/sh\n",
+            "shadow": f"{user}:{hashed.stdout.strip()}:1::::::\n",
+        }
+        # Only root may enter the directories of a test.
+        self.agent.hermetic.run("mount", "--bind", str(self.files), "/srv")
+        for name, line in lines.items():
+            copy = self.folder / name
+            copy.write_text(Path("/etc", name).read_text() + line)
+            self.agent.hermetic.run("mount", "--bind", str(copy), f"/etc/{name}")
+
+    def certificate(self, name: str) -> tuple[Path, Path]:
+        """A certificate for 127.0.0.1 that nobody trusts yet, and its key."""
+        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        words = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1")
+        more = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate))
+        subprocess.run(["openssl", *words, *more], check=True, capture_output=True)
+        return certificate, key
+
+    def https(self, port: int, behind: int, own: bool = False) -> None:
+        """TLS before a web server; with *own* by a certificate that nobody trusts: ``own.pem``."""
+        certificate, key = self.certificate("own") if own else self.trust()
         self.script("tls_server.py", port, str(behind), str(certificate), str(key))
 
-    def ssh(self) -> None:
-        """sshd on port 2222, whose host key and whose client's key scp in the namespaces knows."""
+    def ssh(self, known: bool = True) -> None:
+        """sshd on port 2222, whose host key scp in the namespaces knows, and unless not *known* its client's key."""
         folder = self.folder / "ssh"
         folder.mkdir()
         for name in ("host", "client"):
@@ -110,19 +134,26 @@ class Servers:
         host_key = " ".join((folder / "host.pub").read_text().split()[:2])
         (folder / "known_hosts").write_text(f"[127.0.0.1]:2222 {host_key}\n")
         (folder / "sshd_config").write_text(SSHD.format(folder=folder))
-        (folder / "ssh_config").write_text(SSH.format(folder=folder))
+        text = SSH.format(folder=folder)
+        (folder / "ssh_config").write_text(text if known else text.replace("IdentityFile", "# IdentityFile"))
         self.agent.hermetic.run("mount", "--bind", str(folder), "/etc/ssh")
         self.agent.hermetic.run("mkdir", "-p", "/run/sshd")
         self.run("/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config"), port=2222)
 
-    def iscsi(self, name: str, file: Path) -> None:
-        """tgtd with one target, LUN 1."""
+    def iscsi(self, name: str, file: Path, user: str = "", password: str = "") -> None:
+        """tgtd with one target, LUN 1; with *user* only for him (CHAP)."""
         socket = f"TGT_IPC_SOCKET={self.folder}/tgtd"
         self.run("env", socket, "tgtd", "-f", "--iscsi", "portal=127.0.0.1:3260", port=3260)
         admin = ("env", socket, "tgtadm", "--lld", "iscsi")
         target = ("--mode", "target", "--op", "new", "--tid", "1", "-T", name)
         unit = ("--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", "1", "-b", str(file))
-        for words in (target, unit, ("--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL")):
+        account = ("--mode", "account", "--op")
+        chap = (
+            (*account, "new", "--user", user, "--password", password),
+            (*account, "bind", "--tid", "1", "--user", user),
+        )
+        bind = ("--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL")
+        for words in (target, unit, *(chap if user else ()), bind):
             self.agent.hermetic.run(*admin, *words)
 
     def nbd(self, export: str, file: Path) -> None:

@@ -48,9 +48,12 @@ def fetch(cache: Path) -> list[Path]:
         apt += ["-o", f"Dir::State::lists={cache}/lists", "-o", "APT::Sandbox::User=root"]
         subprocess.run([*apt, "update"], check=True, capture_output=True, timeout=240)
         download = [*apt, "source", "--download-only", "libvirt"]
-        subprocess.run(download, check=True, capture_output=True, timeout=240, cwd=cache / "source")
+        done = subprocess.run(download, capture_output=True, text=True, timeout=240, cwd=cache / "source")
+        # Some mirrors lack the signature beside it; apt has checked what it did fetch against its own signed index.
+        source = next((cache / "source").glob("libvirt_*.orig.tar.*[xz]"), None)
+        assert source is not None, done.stderr
         kept.mkdir()
-        with tarfile.open(next((cache / "source").glob("libvirt_*.orig.tar.*[xz]"))) as archive:
+        with tarfile.open(source) as archive:
             for member in archive:
                 if re.search(r"/tests/qemuxml(2xmlout|conf)data/[^/]+\.xml$", member.name) and member.isfile():
                     stream = archive.extractfile(member)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pycdlib
 import pytest
+from guest import ARGS, guest_files
 from hermetic import Agent, Hermetic, wait_until
 from small import vm, wipe
 from test_storage import image
@@ -231,6 +232,23 @@ def test_an_installer_runs_once_and_then_the_disk_boots(agent: Agent, tmp_path: 
     wait_until(lambda: "DISK" in console.read_text(), 60, "the disk boots again")  # a start empties the file
     assert "INSTALLER" not in console.read_text()
     agent.wait_ready("VirtualMachine/web", seconds=60)
+    agent.kvmd("plan", "--detailed-exitcode")
+
+
+def test_an_installer_that_is_a_kernel_runs_once_and_a_reboot_ends_it(agent: Agent, tmp_path: Path) -> None:
+    """A kernel without a root: it panics, which reboots the guest, and then the disk boots."""
+    console, disk, files = tmp_path / "web.console", tmp_path / "web.raw", guest_files()
+    disk.write_bytes(program("DISK\n", HALT).ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    kernel = f'{{kernel: {{path: {files.kernel}}}, args: "{ARGS} panic=3"}}'
+    more = f"""  install: {{from: {{kernelBoot: {kernel}}}}}
+  disks: [{{name: root, path: {disk}, format: raw, bootOrder: 1}}]
+  devices: {{serial: [{{name: console, file: {console}}}]}}"""
+    agent.write("web.yaml", vm("web", "Always", memory="128Mi", more=more))
+    agent.start()
+    agent.wait_ready("VirtualMachine/web", seconds=90)
+    wait_until(lambda: "DISK" in console.read_text(), 60, "the disk boots")
+    assert starts(agent) == ["web", "web"]
+    assert "<kernel>" not in agent.hermetic.virsh("dumpxml", "web")
     agent.kvmd("plan", "--detailed-exitcode")
 
 

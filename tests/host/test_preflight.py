@@ -39,6 +39,7 @@ def test_the_issue_s_list_is_covered(checks: dict[str, Check]) -> None:
     wanted = "cpu-virtualisation kvm-modules kvm-device kvm-usable kvm-nested qemu libvirt dnsmasq ip-forward"
     assert set(wanted.split()) <= set(checks)
     assert {"bridge-firewall", "apparmor", "cgroup", "disk-space", "machine-id", "libvirt-guests"} <= set(checks)
+    assert {"iommu", "virtiofsd"} <= set(checks)
 
 
 def test_an_absent_libvirt_is_a_failure_with_a_fix(checks: dict[str, Check]) -> None:

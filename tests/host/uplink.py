@@ -5,16 +5,12 @@ As a program it is a kvmd that carries out one guarded operation and dies where 
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +21,12 @@ from netns import NetNamespace, namespace
 
 from kvmd.host.checkpoint import Checkpoints
 from kvmd.host.links import Links
-from kvmd.host.rtnetlink import Failure, Namespace, Request
+from kvmd.host.rtnetlink import Failure, Request
 from kvmd.ops import AddressesMove, BridgeCreate, Guarded, LinkSet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARK = "kvmd:v1:kvmd:Bridge/br0:1:0123456789abcdef"
 ADDRESSES = ["192.0.2.5/24", "192.0.2.6/24", "2001:db8::5/64", "2001:db8::6/64"]
-PROBES_A_SECOND = 1000
 
 HOST = """
 ip link set lo up
@@ -98,7 +93,7 @@ def onto_bridge(index: int, spec_hash: str = "1", **more: Any) -> Guarded:
     return Guarded(
         "br0",
         (
-            BridgeCreate("br0", MARK, "02:00:00:00:00:05", stp=more.pop("stp", False)),
+            BridgeCreate("br0", MARK, "02:00:00:00:00:05", settings=(("stp_state", int(more.pop("stp", False))),)),
             LinkSet("eno1", index, master="br0", up=True, port_mark=f"kvmd.port.{index}.br0"),
             LinkSet("br0", up=True),
             AddressesMove("br0", 0, "eno1", index, tuple(ADDRESSES)),
@@ -114,67 +109,6 @@ def back_again(index: int, bridge: int) -> Guarded:
     release = LinkSet("eno1", index, master="", port_mark="")
     move = AddressesMove("eno1", index, "br0", bridge, tuple(ADDRESSES))
     return Guarded("br0", (release, move), "Bridge/br0", "removal of 1")
-
-
-class Probes:
-    """Datagrams each millisecond from one namespace to another, numbered; what is lost, and the longest gap."""
-
-    def __init__(self, source: NetNamespace, target: NetNamespace, address: str) -> None:
-        self._receiver = _socket(target)
-        self._receiver.bind(("0.0.0.0", 0))
-        self._receiver.settimeout(0.5)
-        self._sender = _socket(source)
-        self._to = (address, self._receiver.getsockname()[1])
-        self._stop = threading.Event()
-        self.sent, self.received = 0, []  # type: int, list[tuple[int, float]]
-        self._threads = [threading.Thread(target=work) for work in (self._receive, self._send)]
-
-    def __enter__(self) -> Probes:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in reversed(self._threads):
-            thread.join(5)
-        self._receiver.close()
-        self._sender.close()
-
-    def _send(self) -> None:
-        begun = time.monotonic()
-        while not self._stop.is_set():
-            with contextlib.suppress(OSError):  # no route for an instant: it counts as lost
-                self._sender.sendto(self.sent.to_bytes(8, "big"), self._to)
-            self.sent += 1
-            time.sleep(max(0.0, begun + self.sent / PROBES_A_SECOND - time.monotonic()))
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                self.received.append((int.from_bytes(self._receiver.recv(16), "big"), time.monotonic()))
-            except TimeoutError:
-                if self._stop.is_set():
-                    return
-
-    @property
-    def lost(self) -> int:
-        """How many never came."""
-        return self.sent - len({number for number, _ in self.received})
-
-    @property
-    def gap(self) -> float:
-        """The longest row of lost ones, in seconds."""
-        numbers = sorted({-1, *(number for number, _ in self.received), self.sent})
-        return max(b - a - 1 for a, b in itertools.pairwise(numbers)) / PROBES_A_SECOND
-
-
-def _socket(net: NetNamespace) -> socket.socket:
-    place = Namespace(net.path)
-    try:
-        return place.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    finally:
-        place.close()
 
 
 # ------------------------------------------------------------------------------- a kvmd that dies

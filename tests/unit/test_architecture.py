@@ -122,14 +122,33 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine": {"memory": {"guest": "1Gi"}},
     "VirtualMachine.disks": {"name": "root", "path": "/x", "format": "raw"},
     "VirtualMachine.interfaces": {"name": "net0", "user": {}},
+    "VirtualMachine.filesystems": {"name": "data", "path": "/srv/data"},
+    "VirtualMachine.hostDevices": {"name": "gpu", "pci": "0000:01:00.0"},
     "VirtualMachine.interfaces.direct": {"device": "eno1"},
+    "VirtualMachine.interfaces.bandwidth.inbound": {"average": "1M"},
+    "VirtualMachine.interfaces.bandwidth.outbound": {"average": "1M"},
     "VirtualMachine.interfaces.user.portForward": {"host": 1, "guest": 1},
     "VirtualMachine.devices.serial": {"name": "console"},
     "VirtualMachine.firmware": {"type": "efi"},
     "VirtualMachine.kernelBoot": {"kernel": {"path": "/x"}},
     "VirtualMachine.kernelBoot.initrd": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot": {"kernel": {"path": "/x"}},
+    "VirtualMachine.install.from.kernelBoot.kernel": {"path": "/x"},
+    "VirtualMachine.install.from.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
+    "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
+    "Network.forward.nat.ports": {"start": 1, "end": 65535},
+    "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
+    "Network.dns.txt": {"name": "a", "value": "b"},
+    "Network.dns.srv": {"service": "ldap", "protocol": "tcp", "target": "a.example"},
+    "Network.bandwidth.inbound": {"average": 1},
+    "Network.bandwidth.outbound": {"average": 1},
+    "Network.portgroups": {"name": "slow"},
+    "Network.portgroups.bandwidth.inbound": {"average": 1},
+    "Network.portgroups.bandwidth.outbound": {"average": 1},
+    "Network.routes": {"to": "10.20.0.0/16", "via": "192.168.122.2"},
+    "Network.ips.dhcp.bootp": {"file": "pxelinux.0"},
     "Network.ips": {"address": "192.168.122.1/24"},
     "VirtualMachine.install": {"from": {"path": "/var/lib/libvirt/images/a.iso"}},
     "VirtualMachine.dependsOn": {"kind": "VirtualMachine", "name": "db"},
@@ -152,17 +171,32 @@ MINIMAL: dict[str, dict[str, Any]] = {
 EXCLUSIVE = {
     "Image.source": ("url", "path"),
     "Image.checksumFrom": ("url", "path"),
+    "VirtualMachine.hostDevices": ("pci", "usb"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.install.from": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.kernel": ("path", "image"),
+    "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
 }
+# The parts of a login; a URL of https knows them all.
+LOGINS = ("authFrom", "cookiesFrom", "tls")
 # What an example needs beside it to make sense.
 BESIDE: dict[str, dict[str, Any]] = {
     "VirtualMachine.spec.cpu.vcpus": {"maxVcpus": 4},
     "VirtualMachine.spec.cpu.topology.sockets": {"cores": 1},
     "VirtualMachine.spec.memory.guest": {"maxGuest": "8Gi"},
+    "VirtualMachine.spec.disks.ioTune.iopsSize": {"total": {"iops": 500}},
+    "VirtualMachine.spec.interfaces.queues": {"network": "default"},
+    **{
+        f"VirtualMachine.spec.disks.ioTune.{way}.{word}Burst{more}": {word: 1, f"{word}Burst": 10}
+        for way in ("total", "read", "write")
+        for word in ("bytes", "iops")
+        for more in ("", "Seconds")
+    },
+    **{f"VirtualMachine.spec.interfaces.bandwidth.{way}.peak": {"burst": "512Ki"} for way in ("inbound", "outbound")},
     "Bridge.spec.addresses.static": {"from": "Static"},
+    "Network.spec.domain.localOnly": {"name": "lab.example"},
     "VirtualMachine.spec.disks.image": {"readOnly": True},
     "VirtualMachine.spec.disks.url": {"format": "raw"},
     "VirtualMachine.spec.disks.access": {"format": "raw", "url": "nbd://a.example"},
@@ -190,20 +224,27 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
 
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
-    """Take away what excludes the leaf."""
+    """Take away what excludes the leaf, and add what it needs."""
+    if trail == "Tap.port":
+        spec["bridge"] = "br0"
+    if trail == "Network.routes":
+        spec["ips"] = [{"address": "192.168.122.1/24"}]
+    if trail == "Network.ips.dhcp.hosts" and name == "id":
+        node.pop("mac")
+        node["ip"], spec["ips"][0]["address"] = "fd00::3", "fd00::1/64"
     if trail == "VirtualMachine.interfaces" and name in ("network", "bridge", "tap", "ip", "direct"):
         node.pop("user", None)
         node |= {"network": "default"} if name == "ip" else {}
-    if trail == "VirtualMachine.disks.media" or (trail == "VirtualMachine.disks" and name == "device"):
-        disk = spec["disks"][0]
-        disk["device"] = "cdrom"
-        disk.pop("path", None)
-        disk.pop("format", None)
+    if trail.startswith("VirtualMachine.disks"):
+        _fit_disk(node, trail, name, spec)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
-    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
-        node.clear()
-        node["name"] = "root"
+    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
+        "VirtualMachine.interfaces",
+        "queues",
+    ):
+        spec["interfaces"][0].pop("user", None)
+        spec["interfaces"][0]["network"] = "default"
     if name in EXCLUSIVE.get(trail, ()):
         for other in EXCLUSIVE[trail]:
             node.pop(other, None)
@@ -213,6 +254,32 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}
         node |= {key: value for key, value in topology.items() if key != name}
+
+
+def _fit_disk(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
+    """The same for a leaf of a disk or its medium."""
+    disk = spec["disks"][0]
+    if trail.startswith("VirtualMachine.disks.media") or (trail == "VirtualMachine.disks" and name == "device"):
+        disk["device"] = "cdrom"
+        disk.pop("path", None)
+        disk.pop("format", None)
+    if trail.rpartition(".")[2] in LOGINS:
+        _fit_login(node, trail.rpartition(".")[2], name, disk)
+    if (trail, name) == ("VirtualMachine.disks", "ioThread"):
+        spec["ioThreads"] = 1
+    if trail == "VirtualMachine.disks" and name in ("volume", "image", "url", "access"):
+        node.clear()
+        node["name"] = "root"
+
+
+def _fit_login(node: dict[str, Any], login: str, name: str, disk: dict[str, Any]) -> None:
+    """A server to log in to, and the other half of a login."""
+    spoken = disk.get("media", disk)
+    spoken.pop("path", None)
+    spoken["url"] = "https://a.example/b.iso"
+    node |= {"user": "backup"} if login == "authFrom" else {}
+    node |= {"file": "/etc/kvmd/secrets/x"} if name == "user" else {}
+    disk |= {} if disk is not spoken else {"readOnly": True}
 
 
 @pytest.mark.parametrize(("kind", "leaf"), [node for node in NODES if node.values[1].leaf])  # type: ignore[union-attr]
@@ -234,7 +301,8 @@ def test_metadata_is_declared_whole() -> None:
 
 def states() -> list[tuple[ModuleType, type]]:
     """Every dataclass with fields that stand in XML."""
-    names = ["kvmd.kinds.network", "kvmd.kinds.virtual_machine.domain"]
+    names = ["kvmd.kinds.network"]
+    names += [f"kvmd.kinds.virtual_machine.{name}" for name in ("domain", "filesystems", "host_devices")]
     found = []
     for module in map(import_module, names):
         for value in vars(module).values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "kvmd.json"
 WRITTEN_BY_OTHERS = {DOCS / "performance.md"}  # measured and written elsewhere; may come later than what links to it
 
 page = pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -293,3 +295,16 @@ def test_alerts_use_metrics_that_exist_and_have_a_runbook() -> None:
 def test_alerts_on_conditions_name_conditions_that_exist() -> None:
     for match in re.findall(r'condition=~?"([\w|]+)"', ALERTS.read_text(encoding="utf-8")):
         assert set(match.split("|")) <= set(CONDITION_TYPES)
+
+
+def test_the_dashboard_shows_metrics_labels_and_conditions_that_exist() -> None:
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    shown = [target["expr"] for panel in panels for target in panel["targets"]]
+    known = {name: set(labels) for name, (_, labels) in kvmd_metrics().items()}
+    for expression in shown:
+        used = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:kvmd|libvirt_domain)_\w+", expression)}
+        assert used and used <= set(known) | domain_metrics(), expression
+        selected = set(re.findall(r"[{,]\s*(\w+)\s*(?:!=|=~?)", expression))
+        assert selected <= {"instance"}.union(*(known.get(name, set()) for name in used)), expression
+        for conditions in re.findall(r'condition=~?"([\w|]+)"', expression):
+            assert set(conditions.split("|")) <= set(CONDITION_TYPES)

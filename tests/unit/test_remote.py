@@ -72,6 +72,48 @@ def test_a_tray_changes_from_a_server_to_nothing_and_to_a_file() -> None:
         judge("domain", DEVICE_OF.format(ElementTree.tostring(element, encoding="unicode")))
 
 
+def test_who_asks_a_server_reads_back_and_stays_while_the_place_changes() -> None:
+    place = "iscsi://san.example/iqn.2026-01.example:disk/"
+    asked = replace(disk(place + "1"), auth="alice /etc/kvmd/secrets/chap")
+    element = disk_element(asked)
+    judge("domain", DEVICE_OF.format(ElementTree.tostring(element, encoding="unicode")))
+    assert xmlmap.read(DiskState, element, name="a", target="sda") == asked
+    moved = replace(asked, source=place + "2")
+    xmlmap.write(moved, element, lambda path: path == "path")
+    assert xmlmap.read(DiskState, element, name="a", target="sda") == moved
+    for source in ("/srv/a.iso", None):
+        xmlmap.write(replace(moved, source=source), element, lambda path: path == "path")
+        assert element.find(".//auth") is None
+    theirs = ElementTree.fromstring(
+        f"<disk type='network' device='disk'><auth username='bob'><secret type='iscsi' usage='san'/></auth>"
+        f"<source protocol='iscsi' name='{place[20:]}1'><host name='san.example'/></source></disk>"
+    )
+    assert xmlmap.read(DiskState, theirs, name="a").auth == "bob usage:san"
+
+
+SECRET = {"file": "/etc/kvmd/secrets/x"}
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "why"),
+    [
+        ("iscsi://a.example/iqn.x:y/1", {"authFrom": SECRET}, "needs `user`"),
+        ("ssh://me@a.example/b", {"authFrom": {**SECRET, "user": "me"}}, "names its user"),
+        ("http://a.example/b", {"authFrom": {**SECRET, "user": "a:b"}}, "no ':'"),
+        ("nbd://a.example/b", {"authFrom": {**SECRET, "user": "me"}}, "a URL of nbd has no `authFrom`"),
+        ("ftp://a.example/b", {"cookiesFrom": SECRET}, "a URL of ftp has no `cookiesFrom`"),
+        ("http://a.example/b", {"tls": {"insecure": True}}, "a URL of http has no `tls`"),
+        ("https://a.example/b", {"tls": {"insecure": True, "caFile": "/x"}}, "leave either it or"),
+        ("https://a.example/b", {"access": "Direct", "cookiesFrom": SECRET}, "no place for a login"),
+        ("https://a.example/b", {"authFrom": {"user": "me", "password": "hunter2"}}, "password"),
+        (None, {"path": "/x", "authFrom": {**SECRET, "user": "me"}}, "only what has a `url` has `authFrom`"),
+    ],
+)
+def test_a_login_that_its_protocol_does_not_know_is_refused(url: str | None, more: dict[str, Any], why: str) -> None:
+    found = problems({"name": "a", "format": "raw", "readOnly": True, **({"url": url} if url else {}), **more})
+    assert why in str(found[0]) and "hunter2" not in str(found)
+
+
 REFUSED = {
     "https://me:hunter2@a.example/b": "may not hold a password",
     "https://me@a.example/b": "only a URL of ssh names a user",

@@ -211,19 +211,22 @@ def test_devices_round_trip(cls: type) -> None:
         "cache": ["none", "default"],
         "io": ["native", "default", "threads"],
         "discard": ["unmap", "ignore", "default"],
+        "auth": [None],  # only what is on a server has one: test_remote.py
         "attachment": ["network:x", "bridge:y", "tap:z", "user:", "user:tcp/1/2,udp/3/4"],
         "mac": ["52:54:00:00:00:01", "52:54:00:00:00:02"],
         "model": ["virtio", "e1000"],
         "link": ["up", "down"],
+        "detect_zeroes": ["unmap", "off", "default"],
     }
+    limits = [512 * 10**6, 1024 * 10**3, None]  # whole in every unit
     declared = [item.name for item in cls.__dataclass_fields__.values() if "xml" in item.metadata]
     random_ = random.Random(1)
-    state = cls(name="x", **{name: values[name][0] for name in declared})
+    state = cls(name="x", **{name: values.get(name, limits)[0] for name in declared})
     root = ElementTree.Element("device")
     xmlmap.write(state, root)
     for _ in range(200):
         name = random_.choice(declared)
-        state = replace(state, **{name: random_.choice(values[name])})
+        state = replace(state, **{name: random_.choice(values.get(name, limits))})
         xmlmap.write(state, root)
         nothing = getattr(state, "source", "") is None  # an empty tray has no format
         assert xmlmap.read(cls, root, name="x") == (replace(state, format=None) if nothing else state)

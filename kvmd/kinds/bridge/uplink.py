@@ -9,9 +9,10 @@ from pydantic import model_validator
 from kvmd.api.quantity import Address, Boolean, Integer, InterfaceAddress, LinkName
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import branch, leaf
+from kvmd.plan.bridge_settings import PortSettings
 
 
-class Uplink(SpecModel):
+class Uplink(PortSettings):
     """A NIC that becomes a port of the bridge."""
 
     name: LinkName = leaf(about="Name of the link on the host.", example="eno1")

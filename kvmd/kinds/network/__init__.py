@@ -11,15 +11,20 @@ from kvmd.api.mark import Mark, derived_uuid, put_into
 from kvmd.api.resource import Claim, Ref, Reference, Resource, hash_of
 from kvmd.errors import Blocked, Refused
 from kvmd.kinds.network.describe import describe
-from kvmd.kinds.network.document import State, Subnet, overlay
-from kvmd.kinds.network.live import left_behind, ports_of, refuse_a_strangers_bridge, running
+from kvmd.kinds.network.document import ROUTED, State, overlay
+from kvmd.kinds.network.health import health
+from kvmd.kinds.network.in_place import KERNEL
+from kvmd.kinds.network.live import left_behind, plugged_into, refuse_a_strangers_bridge, running
 from kvmd.kinds.network.spec import Spec
+from kvmd.kinds.network.subnet import Subnet
 from kvmd.kinds.network.want import reservations, unserved, wanted
-from kvmd.observed import Key
+from kvmd.observed import File, Key
 from kvmd.observed import Network as Fact
 from kvmd.plan.difference import LEAVE, Leave, differences, is_owned
+from kvmd.plan.leases import leases_on
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
+from kvmd.plan.paths import refuse_outside
 
 KIND = "Network"
 PLURAL = "networks"
@@ -34,20 +39,26 @@ def host_key(ref: Ref, spec: Spec | None, look: Look | None = None) -> Key:
 
 
 def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
-    """None."""
-    return ()
+    """In mode bridge the Bridge that it uses."""
+    return tuple(Reference(ref, target) for target in _needs(spec))
+
+
+def _needs(spec: Spec) -> tuple[Ref, ...]:
+    uses = spec.forward.mode == "bridge" and spec.bridge.name
+    return (Ref("Bridge", uses),) if uses else ()
 
 
 def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     """Its name, its bridge and its addresses."""
-    bridge = (Claim("link", spec.bridge.name),) if spec.bridge.name else ()
+    own = spec.bridge.name if spec.forward.mode != "bridge" else None
+    bridge = (Claim("link", own),) if own else ()
     addresses = tuple(Claim("address", ip.address.split("/")[0]) for ip in spec.ips)
     return (Claim("network", host_key(ref, spec).name), *bridge, *addresses)
 
 
 def files(spec: Spec) -> tuple[str, ...]:
-    """None."""
-    return ()
+    """The folders that it serves by TFTP."""
+    return tuple(ip.tftp for ip in spec.ips if ip.tftp)
 
 
 def usable(ref: Ref, look: Look) -> bool:
@@ -64,6 +75,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     assert resource is not None and isinstance(resource.spec, Spec)
     fact = look.fact(look.key(ref))
     network = fact if isinstance(fact, Fact) else None
+    _served_folders(ref, resource.spec, look)
     want = wanted(resource, look, network is not None and network.config is not None)
     applied = look.applied(ref)
     owned = resource.owned | (applied.owned if applied else frozenset())
@@ -74,6 +86,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     forward = want.forward if is_owned("forward.mode", owned) else config.forward
     _has_subnet(ref, forward, config.subnets if want.subnets is LEAVE else want.subnets)
     changes = tuple(c for c in differences(config, want) if is_owned(c.path, owned))
+    told = tuple(c for c in changes if c.path not in KERNEL or not network.active)
     operations: list[ops.Op] = []
     reserved = {"reservations": hash_of(reservations(ref, look))}
     mark = Mark.of(resource, look.rules.owner, network.uuid, network.mark).with_resolved(reserved)
@@ -85,16 +98,25 @@ def plan(ref: Ref, look: Look) -> Draft:
         operations.append(ops.NetworkSetAutostart(network.name, network.uuid, False))
     acts, pending, found = running(network, want, owned, resource, look)
     operations += acts
+    poor, repairs = health(network, resource.spec.forward.repair, look) if network.active else ((), ())
+    operations += repairs
     status = _status(network, look)
     return Draft(
         tuple(operations),
-        tuple(dict.fromkeys((*changes, *found))),
+        tuple({change.path: change for change in (*told, *found)}.values()),
         pending,
-        unserved(want, ref, look),
+        (*unserved(want, ref, look), *poor),
+        _needs(resource.spec) if forward == "bridge" else (),
         status=status,
-        reason=_why(network, look),
+        reason=_why(network, look) or ("somebody took away what its packets need" if repairs else ""),
         asked_elsewhere=elsewhere,
+        noticed=_blip(network, look) if pending else "",
     )
+
+
+def _blip(network: Fact, look: Look) -> str:
+    guests = tuple(sorted({guest for _, guest in plugged_into(network, look).taps}))
+    return ops.blip_of(guests) if guests else ""
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -107,11 +129,11 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         put_into(root, None)
         orphan = ops.NetworkDefine(network.name, network.uuid, xmlmap.serialise(root))
         return Draft((orphan,), reason="let go of, as its deletionPolicy asks")
-    guests = sorted({guest for _, guest in ports_of(look, network.bridge).taps} - look.departing_names(ref))
+    ports = plugged_into(network, look)
+    guests = sorted({guest for _, guest in ports.taps} - look.departing_names(ref))
     if guests:
         raise Blocked(f"{ref}: used by {', '.join(guests)}", hint="shut those guests down or move their NICs first")
-    taps = {tap for tap, _ in ports_of(look, network.bridge).taps}
-    others = sorted(set(ports_of(look, network.bridge).members) - taps)
+    others = sorted(set(ports.members) - {tap for tap, _ in ports.taps})
     if network.active and others:
         hint = f"take them off first: ip link set {others[0]} nomaster"
         raise Blocked(f"{ref}: {', '.join(others)} are ports of its bridge {network.bridge}", hint=hint)
@@ -121,10 +143,19 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
 
 def _has_subnet(ref: Ref, mode: str, subnets: tuple[Subnet, ...] | Leave) -> None:
     """Refuse what libvirt refuses: a way out for guests that have no addresses."""
-    if mode != "isolated" and not subnets:
+    if mode in ROUTED and not subnets:
         raise Refused(
             f"{ref}: forward mode {mode} needs a subnet", hint="write `ips`, or `forward: {mode: isolated}`"
         )
+
+
+def _served_folders(ref: Ref, spec: Spec, look: Look) -> None:
+    """dnsmasq does not start without the folder that it is to serve."""
+    refuse_outside(ref, files(spec), look)
+    for path in files(spec):
+        fact = look.fact(Key("file", path))
+        if isinstance(fact, File) and fact.kind != "directory":
+            raise Blocked(f"{ref}: waits for the folder {path}, which it serves by TFTP", hint=f"mkdir -p {path}")
 
 
 def _create(resource: Resource, want: State, look: Look) -> Draft:
@@ -145,10 +176,16 @@ def _create(resource: Resource, want: State, look: Look) -> Draft:
     mark = mark.with_resolved({"reservations": hash_of(reservations(resource.ref, look))})
     xml = overlay(xmlmap.serialise(root), want, mark, None)
     bridge = want.bridge if isinstance(want.bridge, str) else ""
-    refuse_a_strangers_bridge(resource, bridge, look)
+    refuse_a_strangers_bridge(resource, want.forward, bridge, look)
     define = ops.NetworkDefine(name, uuid, xml, creates=True)
     start = ops.NetworkStart(name, uuid, bridge)
-    return Draft((define, start), conditions=unserved(want, resource.ref, look), status={"active": False})
+    assert isinstance(resource.spec, Spec)
+    return Draft(
+        (define, start),
+        conditions=unserved(want, resource.ref, look),
+        needs=_needs(resource.spec),
+        status={"active": False},
+    )
 
 
 def _why(network: Fact, look: Look) -> str:
@@ -160,11 +197,12 @@ def _why(network: Fact, look: Look) -> str:
 
 
 def _status(network: Fact, look: Look) -> Mapping[str, Any]:
-    ports = ports_of(look, network.bridge)
+    ports = plugged_into(network, look)
     return {
         "nameOnHost": network.name,
         "uuid": network.uuid,
         "active": network.active,
         "bridge": network.bridge,
         "attachedInterfaces": [{"tap": tap, "guest": guest} for tap, guest in ports.taps],
+        "leases": [lease._asdict() for lease in leases_on(network.bridge, look)],
     }

@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
+from kvmd.kinds.network.names import FORWARDERS, HOSTS, SRV, TXT, DnsHost, Forwarder, Srv, Txt
+from kvmd.kinds.network.subnet import SUBNETS, Subnet
+from kvmd.kinds.network.traffic import PORT_GROUPS, ROUTES, PortGroup, Rate, StaticRoute, rate
 from kvmd.plan.difference import LEAVE, Leave, at
-from kvmd.xmlmap import Element
+from kvmd.xmlmap import Element, Place
 
-
-@dataclass(frozen=True, slots=True)
-class Subnet:
-    """One subnet; its name is its address."""
-
-    name: str
-    ranges: tuple[tuple[str, str], ...] = ()
-    hosts: tuple[tuple[str, str, str], ...] = ()  # MAC, IP, name
-
-
-def _subnets_get(root: Element) -> tuple[Subnet, ...]:
-    return tuple(sorted((subnet_of(ip) for ip in root.findall("ip")), key=lambda subnet: subnet.name))
-
-
-def subnet_of(ip: Element) -> Subnet:
-    """The subnet that an ``<ip>`` declares."""
-    address = ip.get("address", "")
-    prefix = ip.get("prefix") or ip.get("netmask") or ("64" if ":" in address else "24")
-    cidr = str(ipaddress.ip_interface(f"{address}/{prefix}"))
-    ranges = sorted((item.get("start", ""), item.get("end", "")) for item in ip.findall("dhcp/range"))
-    hosts = sorted(
-        ((item.get("mac") or "").lower(), item.get("ip", ""), item.get("name") or "")
-        for item in ip.findall("dhcp/host")
-    )
-    return Subnet(cidr, tuple(ranges), tuple(hosts))
-
-
-def _subnets_put(root: Element, subnets: tuple[Subnet, ...]) -> None:
-    """Write subnets whole: libvirt adds nothing of its own inside ``<ip>``."""
-    for old in root.findall("ip"):
-        root.remove(old)
-    for subnet in subnets:
-        interface = ipaddress.ip_interface(subnet.name)
-        ip = ElementTree.SubElement(
-            root, "ip", {"address": str(interface.ip), "prefix": str(interface.network.prefixlen)}
-        )
-        if interface.version == 6:
-            ip.set("family", "ipv6")
-        if subnet.ranges or subnet.hosts:
-            dhcp = ElementTree.SubElement(ip, "dhcp")
-            for start, end in subnet.ranges:
-                ElementTree.SubElement(dhcp, "range", {"start": start, "end": end})
-            for host in subnet.hosts:
-                dhcp.append(host_element(host))
-
-
-def host_element(host: tuple[str, str, str]) -> Element:
-    """A reservation: MAC, address, name."""
-    mac, ip, name = host
-    element = ElementTree.Element("host", {"mac": mac})
-    if name:
-        element.set("name", name)
-    element.set("ip", ip)
-    return element
+ROUTED = ("nat", "route", "open")  # the ways out that the host's own routing takes part in
 
 
 def _forward_get(root: Element) -> str:
@@ -73,11 +22,60 @@ def _forward_get(root: Element) -> str:
 
 
 def _forward_put(root: Element, mode: str) -> None:
-    if mode == "isolated":
-        xmlmap.cut(root, "forward")
-    elif mode != _forward_get(root):
-        xmlmap.cut(root, "forward")
+    """What stood beside another mode goes with it: NAT of a routed network, the addresses of a bridge of others."""
+    before, forward = _forward_get(root), root.find("forward")
+    if mode == before:
+        return
+    if forward is not None and {mode, before} == {"nat", "route"}:  # the link that they go out by stays
+        forward.set("mode", mode)
+        xmlmap.cut(root, "forward/nat")
+        return
+    xmlmap.cut(root, "forward")
+    if mode != "isolated":
         ElementTree.SubElement(root, "forward", {"mode": mode})
+    bridge = root.find("bridge")
+    if mode == "bridge" and bridge is not None:
+        for name in set(bridge.attrib) - {"name"}:
+            del bridge.attrib[name]
+    if mode == "bridge":
+        xmlmap.cut(root, "mac")
+
+
+def _device_get(root: Element) -> str | None:
+    forward = root.find("forward")
+    return None if forward is None else forward.get("dev")
+
+
+def _device_put(root: Element, device: str | None) -> None:
+    """libvirt writes it down twice, and takes the element where both are there."""
+    forward = root.find("forward")
+    if forward is None:
+        return
+    xmlmap.cut(forward, "interface")
+    forward.attrib.pop("dev", None)
+    if device is not None:
+        forward.set("dev", device)
+
+
+def _nat_get(child: str) -> Place:
+    def get(root: Element) -> tuple[str, str] | None:
+        found = root.find(f"forward/nat/{child}")
+        return None if found is None else (found.get("start", ""), found.get("end", ""))
+
+    def put(root: Element, ends: tuple[str, str] | None) -> None:
+        xmlmap.cut(root, f"forward/nat/{child}")
+        if ends is not None:
+            nat = xmlmap.reach(root, "forward/nat")
+            ElementTree.SubElement(nat, child, {"start": ends[0], "end": ends[1]})
+        _drop_empty_nat(root)
+
+    return Place(get, put)
+
+
+def _drop_empty_nat(root: Element) -> None:
+    nat = root.find("forward/nat")
+    if nat is not None and not len(nat) and not nat.attrib:
+        xmlmap.cut(root, "forward/nat")
 
 
 def _mtu_put(root: Element, size: int | None) -> None:
@@ -86,31 +84,66 @@ def _mtu_put(root: Element, size: int | None) -> None:
         ElementTree.SubElement(root, "mtu", {"size": str(size)})
 
 
+def _switch(path: str, name: str, default: bool) -> Place:
+    """A yes or no that is *default* where nobody wrote it; the default is written as absence."""
+    place = xmlmap.attribute(path, name)
+
+    def put(root: Element, value: bool) -> None:
+        place.put(root, None if value is default else ("yes" if value else "no"))
+        _drop_empty_nat(root)
+
+    return Place(lambda root: default if (word := place.get(root)) is None else word == "yes", put)
+
+
+def _delay_get(root: Element) -> int:
+    value = xmlmap.attribute("bridge", "delay").get(root)
+    return int(value) if value else 0
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """A network as it is or should be."""
 
-    forward: str = field(metadata=at("forward.mode", xml=xmlmap.Place(_forward_get, _forward_put)))
+    forward: str = field(metadata=at("forward.mode", xml=Place(_forward_get, _forward_put)))
+    device: str | None = field(metadata=at("forward.device", xml=Place(_device_get, _device_put)))
+    nat_addresses: tuple[str, str] | None = field(metadata=at("forward.nat.addresses", xml=_nat_get("address")))
+    nat_ports: tuple[str, str] | None = field(metadata=at("forward.nat.ports", xml=_nat_get("port")))
+    nat_ipv6: bool = field(metadata=at("forward.nat.ipv6", xml=_switch("forward/nat", "ipv6", False)))
     bridge: str | Leave | None = field(metadata=at("bridge.name", xml=xmlmap.attribute("bridge", "name")))
-    stp: bool | None = field(
+    stp: bool | Leave | None = field(
         metadata=at("bridge.stp", xml=xmlmap.attribute("bridge", "stp", {"on": True, "off": False}))
     )
-    domain: str | None = field(metadata=at("domain.name", xml=xmlmap.attribute("domain", "name")))
-    mtu: int | None = field(
-        metadata=at("mtu", xml=xmlmap.Place(xmlmap.number(xmlmap.attribute("mtu", "size")).get, _mtu_put))
+    delay: int | Leave = field(
+        metadata=at("bridge.forwardDelaySeconds", xml=Place(_delay_get, xmlmap.attribute("bridge", "delay").put))
     )
-    subnets: tuple[Subnet, ...] | Leave = field(metadata=at("ips", xml=xmlmap.Place(_subnets_get, _subnets_put)))
+    domain: str | None = field(metadata=at("domain.name", xml=xmlmap.attribute("domain", "name")))
+    local_only: bool = field(metadata=at("domain.localOnly", xml=_switch("domain", "localOnly", False)))
+    dns: bool = field(metadata=at("dns.enable", xml=_switch("dns", "enable", True)))
+    plain_names: bool = field(metadata=at("dns.forwardPlainNames", xml=_switch("dns", "forwardPlainNames", True)))
+    forwarders: tuple[Forwarder, ...] = field(metadata=at("dns.forwarders", xml=FORWARDERS))
+    dns_hosts: tuple[DnsHost, ...] = field(metadata=at("dns.hosts", xml=HOSTS))
+    dns_txt: tuple[Txt, ...] = field(metadata=at("dns.txt", xml=TXT))
+    dns_srv: tuple[Srv, ...] = field(metadata=at("dns.srv", xml=SRV))
+    inbound: Rate | None = field(metadata=at("bandwidth.inbound", xml=rate("inbound")))
+    outbound: Rate | None = field(metadata=at("bandwidth.outbound", xml=rate("outbound")))
+    mtu: int | None = field(
+        metadata=at("mtu", xml=Place(xmlmap.number(xmlmap.attribute("mtu", "size")).get, _mtu_put))
+    )
+    subnets: tuple[Subnet, ...] | Leave = field(metadata=at("ips", xml=SUBNETS))
+    routes: tuple[StaticRoute, ...] = field(metadata=at("routes", xml=ROUTES))
+    portgroups: tuple[PortGroup, ...] = field(metadata=at("portgroups", xml=PORT_GROUPS))
+
+
+PATHS = frozenset(item.metadata["path"] for item in fields(State))
 
 
 def overlay(base: str, want: State, mark: Mark, paths: set[str] | None) -> str:
     """Overlay what is wanted (all of it, or the paths that changed) and the mark on a definition."""
     root = xmlmap.parse(base)
-    if want.bridge is LEAVE:
-        paths = (
-            {"forward.mode", "bridge.stp", "domain.name", "mtu", "ips"} if paths is None else paths - {"bridge.name"}
-        )
-    if paths is None or "bridge.name" in paths:
+    left = {item.metadata["path"] for item in fields(want) if getattr(want, item.name) is LEAVE}
+    written = (PATHS if paths is None else paths) - left
+    if "bridge.name" in written and want.bridge is not None:
         xmlmap.reach(root, "bridge")
-    xmlmap.write(want, root, lambda path: paths is None or path in paths)
+    xmlmap.write(want, root, lambda path: path in written)
     put_into(root, mark)
     return xmlmap.serialise(root)

@@ -7,44 +7,37 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from kvmd.api.quantity import Address, Boolean, DomainName, Integer, InterfaceAddress, Ipv4Address, LinkName, Mac
+from kvmd.api.quantity import (
+    Address,
+    DomainName,
+    Duration,
+    HostPath,
+    Integer,
+    InterfaceAddress,
+    Mac,
+    Text,
+    duration_seconds,
+)
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.network.surroundings import (
+    DNS_NAME,
+    Bandwidth,
+    Dns,
+    Domain,
+    Forward,
+    NetworkBridge,
+    PortGroup,
+    Route,
+    refuse_twice,
+)
 
-DNS_NAME = r"^[a-zA-Z0-9.-]+$"  # libvirt's schema: dnsName
-
-
-class Forward(SpecModel):
-    """How guests reach the world."""
-
-    mode: Literal["nat", "route", "open", "isolated"] = leaf(
-        "nat",
-        about="nat: behind the host's address. route: routed, no NAT. open: routed without firewall rules. "
-        "isolated: among themselves and the host only.",
-        example="nat",
-        update=Update.REPLUG,
-    )
-
-
-class NetworkBridge(SpecModel):
-    """The bridge that libvirt makes for the network."""
-
-    name: LinkName | None = leaf(
-        None, about="Name of the bridge; null lets libvirt choose virbrN.", example="virbr1", update=Update.REPLUG
-    )
-    stp: Boolean = leaf(True, about="Spanning tree protocol.", example=True, update=Update.REPLUG)
+SHORTEST_LEASE = 120  # seconds; what dnsmasq takes at least
 
 
-class Domain(SpecModel):
-    """The DNS domain."""
-
-    name: str | None = leaf(
-        None,
-        about="DNS domain given to guests.",
-        example="lab.example",
-        update=Update.REPLUG,
-        pattern=DNS_NAME,
-    )
+def _refuse_short(lease: str | None) -> None:
+    if lease is not None and duration_seconds(lease) < SHORTEST_LEASE:
+        raise ValueError(f"a lease of {lease} is too short: dnsmasq gives none of less than 2m")
 
 
 class Range(SpecModel):
@@ -52,14 +45,47 @@ class Range(SpecModel):
 
     start: Address = leaf(about="First address.", example="192.168.122.2")
     end: Address = leaf(about="Last address.", example="192.168.122.254")
+    lease: Duration | None = leaf(
+        None, about="How long a guest keeps an address of the range; null takes dnsmasq's hour.", example="12h"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Range:
+        _refuse_short(self.lease)
+        return self
 
 
 class Host(SpecModel):
-    """A DHCP reservation."""
+    """A DHCP reservation: by MAC for IPv4, by DUID or name for IPv6."""
 
-    mac: Mac = leaf(about="MAC of the guest's NIC.", example="52:54:00:12:34:56")
-    ip: Ipv4Address = leaf(about="The IPv4 address that it gets.", example="192.168.122.10")
+    mac: Mac | None = leaf(None, about="MAC of the guest's NIC (IPv4).", example="52:54:00:12:34:56")
+    id: Text | None = leaf(
+        None,
+        about="DUID of the guest (IPv6).",
+        example="0:3:0:1:0:16:3e:11:22:33",
+        pattern=r"^([0-9a-fA-F]{1,2}:)+[0-9a-fA-F]{1,2}$",
+    )
+    ip: Address = leaf(about="The address that it gets.", example="192.168.122.10")
     name: str | None = leaf(None, about="Host name that it gets.", example="web", pattern=DNS_NAME)
+    lease: Duration | None = leaf(None, about="How long it keeps it.", example="12h")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Host:
+        _refuse_short(self.lease)
+        if ipaddress.ip_address(self.ip).version == 4 and (self.mac is None or self.id is not None):
+            raise ValueError(f"the reservation {self.ip} needs `mac`, and no `id`: IPv4 knows guests by their MAC")
+        if ipaddress.ip_address(self.ip).version == 6 and (self.mac is not None or not (self.id or self.name)):
+            raise ValueError(f"the reservation {self.ip} needs `id` or `name`, and no `mac`: DHCPv6 tells no MAC")
+        return self
+
+
+class Bootp(SpecModel):
+    """What a guest that boots from the network is told."""
+
+    file: Text = leaf(about="File that it loads.", example="pxelinux.0", update=Update.REPLUG, min_length=1)
+    server: Text | None = leaf(
+        None, about="TFTP server; null is the host itself.", example="192.168.122.9", update=Update.REPLUG
+    )
 
 
 class Dhcp(SpecModel):
@@ -67,6 +93,7 @@ class Dhcp(SpecModel):
 
     ranges: tuple[Range, ...] = branch((), about="Ranges for guests without a reservation.")
     hosts: tuple[Host, ...] = branch((), about="Reservations; added and removed without touching any guest.")
+    bootp: Bootp | None = branch(None, about="What a guest that boots from the network is told (IPv4).")
 
 
 class Ip(SpecModel):
@@ -75,10 +102,15 @@ class Ip(SpecModel):
     address: InterfaceAddress = leaf(
         about="Address of the host on the bridge, in CIDR form.", example="192.168.122.1/24", update=Update.REPLUG
     )
+    tftp: HostPath | None = leaf(
+        None, about="Folder that the host serves by TFTP (IPv4).", example="/srv/tftp", update=Update.REPLUG
+    )
     dhcp: Dhcp = branch(factory=Dhcp, about="DHCP on this subnet.")
 
     @model_validator(mode="after")
     def _inside(self) -> Ip:
+        if self.version == 6 and (self.tftp or self.dhcp.bootp):
+            raise ValueError(f"{self.address}: tftp and bootp are of IPv4")
         network = ipaddress.ip_interface(self.address).network
         for item in self.dhcp.ranges:
             start, end = ipaddress.ip_address(item.start), ipaddress.ip_address(item.end)
@@ -89,10 +121,8 @@ class Ip(SpecModel):
         for host in self.dhcp.hosts:
             if ipaddress.ip_address(host.ip) not in network:
                 raise ValueError(f"the reservation {host.ip} does not lie within {network}")
-        for what in ("mac", "ip", "name"):
-            values = [value for host in self.dhcp.hosts if (value := getattr(host, what))]
-            if len(values) != len(set(values)):
-                raise ValueError(f"two reservations have the same {what}")
+        for what in ("mac", "id", "ip", "name"):
+            refuse_twice((getattr(host, what) for host in self.dhcp.hosts), f"two reservations have the same {what}")
         return self
 
     @property
@@ -103,7 +133,7 @@ class Ip(SpecModel):
     @property
     def serves(self) -> bool:
         """True where it has DHCP by its own words."""
-        return bool(self.dhcp.ranges or self.dhcp.hosts)
+        return bool(self.dhcp.ranges or self.dhcp.hosts or self.dhcp.bootp)
 
 
 def _ends(network: Any) -> tuple[Any, Any]:
@@ -119,6 +149,10 @@ class Spec(SpecModel):
     forward: Forward = branch(factory=Forward, about="How guests reach the world.")
     bridge: NetworkBridge = branch(factory=NetworkBridge, about="The network's bridge.")
     domain: Domain = branch(factory=Domain, about="DNS domain.")
+    dns: Dns = branch(factory=Dns, about="The name server that guests are given.")
+    bandwidth: Bandwidth = branch(factory=Bandwidth, about="Limits of all guests together.")
+    portgroups: tuple[PortGroup, ...] = branch((), about="Groups of NICs with limits of their own.")
+    routes: tuple[Route, ...] = branch((), about="Routes of the host through guests of this network.")
     mtu: Integer | None = leaf(
         None,
         about="MTU of the bridge and of its guests' TAPs; guests with virtio learn it; null leaves libvirt's 1500.",
@@ -141,10 +175,29 @@ class Spec(SpecModel):
     @model_validator(mode="after")
     def _agree(self) -> Spec:
         """Refuse what libvirt refuses of any network."""
-        addresses = [ip.address.split("/")[0] for ip in self.ips]
-        if len(addresses) != len(set(addresses)):
-            raise ValueError("two subnets have the same address")
+        refuse_twice((ip.address.split("/")[0] for ip in self.ips), "two subnets have the same address")
         for version in (4, 6):
             if sum(ip.serves for ip in self.ips if ip.version == version) > 1:
                 raise ValueError(f"libvirt serves DHCP on one IPv{version} subnet of a network only")
+        refuse_twice((group.name for group in self.portgroups), "two portgroups have the same name")
+        if sum(group.default for group in self.portgroups) > 1:
+            raise ValueError("two portgroups are the default; only one can be")
+        networks = [ipaddress.ip_interface(ip.address).network for ip in self.ips]
+        for route in self.routes:
+            if not any(ipaddress.ip_address(route.via) in network for network in networks):
+                raise ValueError(
+                    f"the gateway {route.via} of the route to {route.to} is in no subnet of this network"
+                )
+        if self.forward.mode == "bridge":
+            self._agree_on_a_bridge_of_others()
         return self
+
+    def _agree_on_a_bridge_of_others(self) -> None:
+        """libvirt makes nothing of such a network but an entry in a table: addresses and names are not its own."""
+        if self.bridge.name is None:
+            raise ValueError("forward mode bridge needs bridge.name: the Bridge, or the bridge of the host, to use")
+        own = {"ips", "domain", "dns", "routes", "mtu", "bandwidth"} & self.model_fields_set
+        own |= {f"bridge.{name}" for name in self.bridge.model_fields_set - {"name"}}
+        if own:
+            words = ", ".join(sorted(own))
+            raise ValueError(f"forward mode bridge uses a bridge that is not the network's; take out: {words}")

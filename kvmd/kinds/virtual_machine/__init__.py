@@ -8,7 +8,17 @@ from kvmd import ops
 from kvmd.api.quantity import duration_seconds
 from kvmd.api.resource import Claim, Ref, Reference, Resource
 from kvmd.api.status import DEGRADED, RECONCILING, Condition
-from kvmd.kinds.virtual_machine import ageing, direct, graphics, install, power, snapshots
+from kvmd.kinds.virtual_machine import (
+    ageing,
+    direct,
+    graphics,
+    guest_agent,
+    host_devices,
+    install,
+    power,
+    snapshots,
+    user_network,
+)
 from kvmd.kinds.virtual_machine.board import is_password_alone
 from kvmd.kinds.virtual_machine.definition import Definition, definition
 from kvmd.kinds.virtual_machine.describe import describe
@@ -16,6 +26,7 @@ from kvmd.kinds.virtual_machine.domain import State
 from kvmd.kinds.virtual_machine.firmware import deletes_nvram
 from kvmd.kinds.virtual_machine.guest import Guest, files, guest_of
 from kvmd.kinds.virtual_machine.live import LiveChanges, spoken
+from kvmd.kinds.virtual_machine.login import secrets_of
 from kvmd.kinds.virtual_machine.origins import attached_to, needs_of, objects_of
 from kvmd.kinds.virtual_machine.restart import on_reboot, reboots_to_apply
 from kvmd.kinds.virtual_machine.running import restart_due, running
@@ -49,8 +60,7 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
             found.append(
                 Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
             )
-    if spec.install is not None and spec.install.source.image:
-        found.append(Reference(ref, Ref("Image", spec.install.source.image)))
+    found += [Reference(ref, target) for target in objects_of(install.with_installer(spec, install.WAITING))]
     found += [Reference(ref, dependency.target) for dependency in spec.depends_on]
     return tuple(found)
 
@@ -61,6 +71,7 @@ def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:
     found += [Claim("disk", disk.path) for disk in spec.disks if disk.path and not disk.read_only]
     found += [Claim("disk", disk.url) for disk in spec.disks if disk.url and not disk.read_only]
     found += [Claim("disk", f"Volume/{disk.volume}") for disk in spec.disks if disk.volume and not disk.read_only]
+    found += [Claim("host device", device.id) for device in spec.host_devices]
     found += [Claim("disk", serial.file) for serial in spec.serials if serial.file]  # a start truncates it
     for nic in spec.interfaces:
         found += [Claim("tap", nic.tap)] if nic.tap else []
@@ -86,10 +97,12 @@ def plan(ref: Ref, look: Look) -> Draft:
     status = {
         **status_of(guest.resource, guest.domain, now.state, guest.want.state, guest.known, look),
         **graphics.status_of(guest.domain.live if guest.domain else None),
+        **guest_agent.status_of(guest.domain),
         **guest.origins.drives.status,
     }
     told = (*_told(guest), *now.changes.conditions, *acts.conditions)
-    wakes = [wake for wake in (now.changes.wake_at, acts.wake_at) if wake is not None]
+    times = (now.changes.wake_at, acts.wake_at, guest.origins.drives.wake_at)
+    wakes = [wake for wake in times if wake is not None]
     draft = Draft(
         pending=now.changes.pending, conditions=told, status=status, wake_at=min(wakes, default=None), settled=False
     )
@@ -126,14 +139,17 @@ class _Acts:
 def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
     spec, domain = guest.spec, guest.domain
     absent = absent_files(spec, look)
-    aged = ageing.conditions(spec, domain, guest.want.state.machine, look)
+    running = domain is not None and domain.active
+    passed = host_devices.conditions(spec.host_devices, running, look)
+    aged = (*ageing.conditions(spec, domain, guest.want.state.machine, look), *passed)
     able = guest.origins.startable and not any(item.reason != "MachineDeprecated" for item in aged)
     # A guest that could not start again is not shut down for the sake of a restart.
     startable = not absent and able and _stands(spec, look)
     is_due, at_window = restart_due(guest, changes, look)
     installs = guest.installing == install.STARTED
     decided = power.decide(guest.resource, domain, startable and is_due and not installs, guest.uuid, look)
-    reboot = on_reboot(guest.resource, domain, (startable and bool(changes.pending), installs), look)
+    ends = installs and spec.install is not None and spec.install.ends_by_reboot
+    reboot = on_reboot(guest.resource, domain, (startable and bool(changes.pending), ends), look)
     live = () if decided.stops else (*changes.operations, *reboot)
     now = possible(spec, (*live, *decided.operations), absent, look, not able)
     wakes = [wake for wake in (decided.wake_at, at_window) if wake is not None]
@@ -142,9 +158,9 @@ def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
 
 
 def _in_order(guest: Guest, defined: Definition, acts: tuple[ops.Op, ...], look: Look) -> tuple[ops.Op, ...]:
-    """What must be noted or be there first, then the definition, the acts, and last what holds up nothing else."""
+    """What must be noted or be there first, then the definition, the acts, and last what goes on beside the guest."""
     fetches = guest.origins.drives.operations
-    if guest.config is None and fetches:
+    if guest.config is None and guest.origins.drives.waits:
         return fetches  # the guest counts its disks in one go: vda, vdb, ...
     notes = install.before_definition(guest.ref, guest.installing, guest.ledger)
     once = power.before_definition(guest.resource, guest.domain, look)
@@ -155,7 +171,8 @@ def _told(guest: Guest) -> tuple[Condition, ...]:
     """What is said of it whatever is done."""
     fallback = guest.want.fallback
     said = (Condition(DEGRADED, True, "AcceleratorFallback", fallback),) if fallback else ()
-    return (*install.conditions(guest.spec, guest.domain, guest.ledger), *guest.origins.conditions, *said)
+    limits = user_network.told(guest.spec.interfaces)
+    return (*install.conditions(guest.spec, guest.domain, guest.ledger), *guest.origins.conditions, *said, *limits)
 
 
 def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: tuple[ops.Op, ...]) -> bool:
@@ -163,9 +180,10 @@ def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: t
     return (
         guest.moved
         or guest.origins.drives.asked(guest.domain, operations)
-        or install.is_over(guest.installing, guest.config)
+        or install.is_over(guest.spec, guest.installing, changes)
         or _own_start(guest.resource, guest.domain, operations)
         or is_password_alone(changes)
+        or all(isinstance(item, ops.DomainDetach) for item in operations)  # asked again, until the guest lets go
     )
 
 
@@ -175,16 +193,17 @@ def _stands(spec: Spec, look: Look) -> bool:
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:
-    """What its user data and the password of its screen are read from."""
+    """What its user data, the password of its screen and the logins of its drives are read from."""
     screen = spec.devices.graphics
     sources = (spec.cloud_init and spec.cloud_init.user_data_from, screen and screen.password_from)
-    return tuple(source.secret for source in sources if source)
+    drives = (name for disk in spec.disks for item in (disk, disk.media) for name in secrets_of(item))
+    return tuple(dict.fromkeys((*(source.secret for source in sources if source), *drives)))
 
 
 def boot(spec: Spec) -> Boot:
-    """What its start waits for: memory (all that its balloon may give back), turn and dependencies."""
+    """What its start waits for: memory, turn and dependencies."""
     awaits = tuple((dependency.target, dependency.condition) for dependency in spec.depends_on)
-    return Boot(spec.memory.maximum, spec.startup.order, awaits, spec.startup.delay_seconds)
+    return Boot(spec.memory.promised, spec.startup.order, awaits, spec.startup.delay_seconds)
 
 
 def window(spec: Spec) -> Window | None:

@@ -7,13 +7,18 @@ from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.look import Look
 
-_PACKAGES = {"swtpm": "swtpm swtpm-tools", "ovmf": "ovmf"}
+_PACKAGES = {
+    "swtpm": "swtpm swtpm-tools",
+    "ovmf": "ovmf",
+    "virtiofsd": "virtiofsd (Debian 12: qemu-system-common)",
+}
 
 
 def lacking(spec: Spec, look: Look) -> tuple[str, ...]:
     """What it needs beside QEMU and this host has not."""
     needed = {
         "swtpm": spec.devices.tpm is not None,
+        "virtiofsd": any(share.type == "virtiofs" for share in spec.filesystems),
         "ovmf": spec.firmware is not None and spec.firmware.type == "efi",
     }
     return tuple(name for name in look.host().lacking if needed.get(name))
@@ -21,8 +26,12 @@ def lacking(spec: Spec, look: Look) -> tuple[str, ...]:
 
 def is_gone(machine: str, look: Look) -> bool:
     """True where this QEMU no longer has that machine type."""
-    known = look.host().machine_types
-    return bool(known) and machine not in dict(known)
+    return bool(look.host().machine_types) and _deprecated(machine, look) is None
+
+
+def _deprecated(machine: str, look: Look) -> bool | None:
+    """None for a type that this QEMU does not have."""
+    return next((old for name, old in look.host().machine_types if name == machine), None)
 
 
 def conditions(spec: Spec, domain: Domain | None, machine: str, look: Look) -> tuple[Condition, ...]:
@@ -35,7 +44,7 @@ def conditions(spec: Spec, domain: Domain | None, machine: str, look: Look) -> t
     if is_gone(machine, look):
         text = f"it cannot start: this QEMU has no machine {machine} any more; write `machine: q35` for the newest"
         found.append(Condition(type_, True, "MachineGone", text))
-    elif dict(look.host().machine_types).get(machine):
+    elif _deprecated(machine, look):
         text = (
             f"{machine} is deprecated and will go from QEMU; write `machine: q35` for the newest with the next boot"
         )

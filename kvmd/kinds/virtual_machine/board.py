@@ -11,11 +11,12 @@ from pydantic import model_validator
 
 from kvmd import xmlmap
 from kvmd.api.quantity import Memory
-from kvmd.api.resource import SpecModel, leaf_paths
+from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, leaf
+from kvmd.kinds.virtual_machine import balloon as memory_balloon
 from kvmd.kinds.virtual_machine import firmware as uefi
 from kvmd.kinds.virtual_machine import graphics as screen
-from kvmd.observed import Domain
+from kvmd.kinds.virtual_machine.io_threads import IO_THREADS
 from kvmd.plan.difference import Change, at, is_owned
 from kvmd.xmlmap import Element, Place
 
@@ -54,7 +55,7 @@ class HugePages(SpecModel):
 
 def _watchdog(root: Element) -> Element | None:
     """Never the itco: libvirt 9.1 and newer write it down for each q35, whose chipset has one."""
-    return next((item for item in root.findall("devices/watchdog") if item.get("model") != "itco"), None)
+    return next((item for item in xmlmap.children(root, "devices/watchdog") if item.get("model") != "itco"), None)
 
 
 def _watchdog_model_put(root: Element, model: str | None) -> None:
@@ -89,7 +90,7 @@ def _tpm_version_put(root: Element, version: str | None) -> None:
 
 def _pages_get(root: Element) -> int | None:
     """0 for pages of the size that the host prefers."""
-    if root.find("memoryBacking/hugepages") is None:
+    if xmlmap.find(root, "memoryBacking/hugepages") is None:
         return None
     return xmlmap.size("size").get(_as_size(root.find("memoryBacking/hugepages/page"))) or 0
 
@@ -124,6 +125,7 @@ class Board:
     firmware: str = field(default="bios", metadata=at("firmware.type", xml=uefi.TYPE))
     secure_boot: bool | None = field(default=False, metadata=at("firmware.secureBoot", xml=uefi.SECURE_BOOT))
     nvram: str = ""  # where its NVRAM file is made; never compared
+    io_threads: int | None = field(default=None, metadata=at("ioThreads", xml=IO_THREADS))
     huge_pages: int | None = field(
         default=None, metadata=at("memory.hugepages.size", xml=Place(_pages_get, _pages_put))
     )
@@ -134,13 +136,21 @@ class Board:
     )
     secrets: tuple[str, ...] = ()  # where the password is read; never compared
     video: str | None = field(default=None, metadata=at("devices.video.model", xml=screen.VIDEO))
+    balloon: str = field(
+        default=memory_balloon.DEFAULT, metadata=at("devices.balloon.model", xml=memory_balloon.MODEL)
+    )
+    balloon_period: int | None = field(
+        default=None, metadata=at("devices.balloon.statsPeriodSeconds", xml=memory_balloon.PERIOD)
+    )
+    free_page_reporting: bool = field(
+        default=False, metadata=at("devices.balloon.freePageReporting", xml=memory_balloon.REPORTING)
+    )
     watchdog: str | None = field(default=None, metadata=at("devices.watchdog.model", xml=_WATCHDOG_MODEL))
     watchdog_action: str | None = field(default=None, metadata=at("devices.watchdog.action", xml=_WATCHDOG_ACTION))
     tpm: str | None = field(default=None, metadata=at("devices.tpm.model", xml=_TPM_MODEL))
     tpm_version: str | None = field(default=None, metadata=at("devices.tpm.version", xml=_TPM_VERSION))
 
 
-_AT_BOOT = ("firmware.", "devices.", "memory.hugepages")
 _PASSWORD = "devices.graphics.passwordFrom"
 _FOLLOWERS = {
     "firmware.type": ("firmware.secureBoot",),
@@ -163,14 +173,6 @@ def followers(found: Iterable[Change], owned: frozenset[str]) -> set[str]:
         # A card that was there before the screen stays when the screen goes.
         follows |= {head, *(path for path in rest if path in group or change.before is None)}
     return follows
-
-
-def written_at_boot(domain: Domain) -> frozenset[str]:
-    """The leaves that its spec had when it was started: one taken out since then has still to leave."""
-    if domain.boot_mark is None:
-        return frozenset()
-    paths = leaf_paths(domain.boot_mark.written)
-    return frozenset(path for path in paths if path.startswith(_AT_BOOT) and not path.startswith("devices.serial"))
 
 
 def is_password_alone(changes: tuple[Change, ...]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -15,41 +15,18 @@ from kvmd import ops
 from kvmd.api.quantity import HostPath, Text
 from kvmd.api.resource import Ref, SpecModel, hash_of
 from kvmd.api.schema import Update, branch, leaf
-from kvmd.errors import Blocked, Refused
-from kvmd.observed import File, Key, Secret
+from kvmd.kinds.virtual_machine.secret import SecretFrom, secret_credential, secret_fact, secret_file
+from kvmd.observed import File, Key
 from kvmd.plan.look import Look
 
 SEED = "cloud-init"  # the name of the CD-ROM
-SECRETS = "/etc/kvmd/secrets"
 
 
-class UserDataFrom(SpecModel):
+class UserDataFrom(SecretFrom):
     """Where user data is read that no spec and no log shall show: exactly one."""
 
-    file: HostPath | None = leaf(
-        None,
-        about="File on the host, below /etc/kvmd/secrets or policy.allowedPaths, not readable by others.",
-        example="/etc/kvmd/secrets/web-user-data",
-        update=Update.NEXT_BOOT,
-    )
-    systemd_credential: Text | None = leaf(
-        None,
-        about="Credential that systemd gives to kvmd (LoadCredential=).",
-        example="web-user-data",
-        update=Update.NEXT_BOOT,
-        pattern=r"^[A-Za-z0-9_.-]+$",
-    )
-
-    @model_validator(mode="after")
-    def _agree(self) -> UserDataFrom:
-        if (self.file is None) == (self.systemd_credential is None):
-            raise ValueError("write exactly one of `file` and `systemdCredential`")
-        return self
-
-    @property
-    def secret(self) -> str:
-        """The name of the fact."""
-        return self.file or f"credential:{self.systemd_credential}"
+    file: HostPath | None = secret_file("web-user-data", Update.NEXT_BOOT)
+    systemd_credential: Text | None = secret_credential("web-user-data", Update.NEXT_BOOT)
 
 
 class CloudInit(SpecModel):
@@ -123,33 +100,6 @@ def _digest(ref: Ref, spec: CloudInit, look: Look) -> str:
     if spec.user_data_from is None:
         return hash_of(spec.user_data or "")
     return secret_fact(ref, spec.user_data_from, look).digest
-
-
-class SecretSource(Protocol):
-    """A leaf of a spec that names a secret."""
-
-    @property
-    def file(self) -> str | None:
-        """The file, where it is one."""
-
-    @property
-    def secret(self) -> str:
-        """The name of the fact."""
-
-
-def secret_fact(ref: Ref, source: SecretSource, look: Look) -> Secret:
-    """The fact of a secret that may be named and can be read; raises Refused or Blocked."""
-    roots = (SECRETS, *look.rules.allowed_paths)
-    if source.file and not any(source.file.startswith(root.rstrip("/") + "/") for root in roots):
-        raise Refused(
-            f"{ref}: {source.file} lies outside of {', '.join(roots)}",
-            hint=f"move it to {SECRETS}, or extend policy.allowedPaths in kvmd.yaml",
-        )
-    fact = look.fact(Key("secret", source.secret))
-    if not isinstance(fact, Secret) or fact.problem:
-        why = fact.problem if isinstance(fact, Secret) else "not read yet"
-        raise Blocked(f"{ref}: {source.secret}: {why}", hint="put it there; it is looked at every few seconds")
-    return fact
 
 
 def redacted(written: Mapping[str, Any]) -> Mapping[str, Any]:

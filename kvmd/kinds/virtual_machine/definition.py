@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.kinds.virtual_machine import document
+from kvmd.kinds.virtual_machine import document, install, leaving
 from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.ownership import owned_changes
@@ -28,14 +28,15 @@ def definition(guest: Guest, look: Look) -> Definition:
     if domain is None or guest.config is None or domain.config is None:
         return _new(guest, look)
     state = guest.want.state
-    changes = owned_changes(differences(guest.config, state), guest.resource, guest.applied)
+    also = install.owns(guest.spec, guest.installing)
+    changes = owned_changes(differences(guest.config, state), guest.resource, guest.applied, also)
     own = domain.mark if domain.mark is not None and domain.mark.ref == guest.ref else None
     before = own or _recorded(guest, look)
     mark = _mark(guest, before, look)
     is_marked = domain.mark is not None and domain.mark.says_the_same_as(mark) and before is not None
     operations: list[ops.Op] = []
     if changes or not is_marked or not domain.persistent:
-        xml = document.overlay(domain.config, state, changes, guest.known, mark)
+        xml = document.overlay(domain.config, state, changes, guest.known, mark, domain.live)
         operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, secrets=state.secrets))
     if domain.autostart:
         operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))
@@ -58,5 +59,7 @@ def _recorded(guest: Guest, look: Look) -> Mark | None:
 
 
 def _mark(guest: Guest, before: Mark | None, look: Look) -> Mark:
-    mark = Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(guest.want.resolved)
+    left = leaving.note(guest.domain, before, guest.resource, guest.applied)
+    resolved = {**guest.want.resolved, **left}
+    mark = Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(resolved)
     return replace(mark, written=redacted(mark.written))

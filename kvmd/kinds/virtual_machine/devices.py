@@ -20,7 +20,8 @@ def _rng_put(root: Element, wanted: bool) -> None:
 
 
 def _agent_get(root: Element) -> bool:
-    return root.find(f"devices/channel/target[@name='{AGENT_CHANNEL}']") is not None
+    targets = (channel.find("target") for channel in xmlmap.children(root, "devices/channel"))
+    return any(target is not None and target.get("name") == AGENT_CHANNEL for target in targets)
 
 
 def _agent_put(root: Element, wanted: bool) -> None:

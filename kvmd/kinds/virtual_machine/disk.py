@@ -9,6 +9,8 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, HostPath, Integer, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.io_tune import IoTune
+from kvmd.kinds.virtual_machine.login import AUTH, COOKIES, TLS, AuthFrom, CookiesFrom, Tls, refuse_login
 from kvmd.kinds.virtual_machine.remote import Url, refuse_access
 
 Access = Literal["Auto", "Direct", "Cached"]
@@ -31,6 +33,9 @@ class Media(SpecModel):
         "the server can.",
         example="Auto",
     )
+    auth_from: AuthFrom | None = branch(None, about=AUTH)
+    cookies_from: CookiesFrom | None = branch(None, about=COOKIES)
+    tls: Tls | None = branch(None, about=TLS)
 
     @model_validator(mode="after")
     def _agree(self) -> Media:
@@ -39,6 +44,7 @@ class Media(SpecModel):
                 "write exactly one of `path`, `image`, `volume` and `url`; an empty tray is `media: null`"
             )
         _agree_on_access(self.url, self.access, True)
+        refuse_login(self)
         return self
 
 
@@ -88,6 +94,9 @@ class Disk(SpecModel):
         example="Auto",
         unless="NextBoot for a disk that is plugged in",
     )
+    auth_from: AuthFrom | None = branch(None, about=AUTH)
+    cookies_from: CookiesFrom | None = branch(None, about=COOKIES)
+    tls: Tls | None = branch(None, about=TLS)
     format: Literal["raw", "qcow2"] | None = leaf(
         None,
         about="Format of the file at `path` or `url`; never guessed. A volume has its own.",
@@ -128,6 +137,21 @@ class Disk(SpecModel):
         example="unmap",
         update=Update.NEXT_BOOT,
     )
+    detect_zeroes: Literal["default", "off", "on", "unmap"] = leaf(
+        "default",
+        about="What becomes of blocks that the guest fills with zeroes: off writes them, on leaves holes, unmap "
+        "frees them too where `discard` is unmap.",
+        example="unmap",
+        update=Update.NEXT_BOOT,
+    )
+    io_thread: Integer | None = leaf(
+        None,
+        about="Which of the machine's `ioThreads` serves it, from 1; default QEMU's main loop. On virtio only.",
+        example=1,
+        update=Update.NEXT_BOOT,
+        ge=1,
+    )
+    io_tune: IoTune | None = branch(None, about="How fast the guest may read and write a disk; default unlimited.")
 
     @property
     def effective_bus(self) -> str:
@@ -141,6 +165,7 @@ class Disk(SpecModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Disk:
+        refuse_login(self)
         if self.device == "cdrom":
             self._agree_as_tray()
             return self
@@ -158,6 +183,10 @@ class Disk(SpecModel):
         _agree_on_access(self.url, self.access, self.read_only)
         if self.io == "native" and self.cache not in ("none", "directsync"):
             raise ValueError("io native needs `cache: none` or `cache: directsync`; QEMU refuses it with any other")
+        if self.io_thread is not None and self.effective_bus != "virtio":
+            raise ValueError(
+                "only a disk on virtio has an ioThread of its own; take `ioThread` out, or use bus virtio"
+            )
         if self.read_only and self.effective_bus in ("ide", "sata"):
             raise ValueError(f"QEMU has no read-only disks on {self.effective_bus}; use bus virtio or scsi")
         return self
@@ -165,6 +194,8 @@ class Disk(SpecModel):
     def _agree_as_tray(self) -> None:
         if self.sources or self.access != "Auto":
             raise ValueError("a CD-ROM takes `media: {path: …}` or `media: {volume: …}`, not a disk's source")
+        if self.io_thread is not None or self.io_tune is not None:
+            raise ValueError("a CD-ROM has neither ioThread nor ioTune; they are for disks")
         if self.effective_bus == "virtio":
             raise ValueError("a CD-ROM cannot sit on virtio; use sata, scsi, ide or usb")
         if self.effective_bus == "usb" and self.media is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
-from kvmd.kinds.virtual_machine import domain
+from kvmd.kinds.virtual_machine import domain, filesystems, host_devices, slots
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import place_nvram
 from kvmd.plan.difference import Change
@@ -20,7 +20,7 @@ from kvmd.xmlmap import Element
 SPARE_ROOT_PORTS = 8
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> str:
     """A new definition. Everything that libvirt would draw at random is written.
 
@@ -47,6 +47,11 @@ def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> 
         _add_disk(root, disk)
     for nic in want.interfaces:
         _add_nic(root, nic)
+    for share in want.shares:
+        filesystems.add(root, share)
+    filesystems.share_memory(root, want.shares)
+    for device in want.passed:
+        host_devices.add(root, device)
     for serial in want.serials:
         _add_serial(root, serial)
     _controllers(root, want)
@@ -54,7 +59,9 @@ def create(name: str, uuid: str, architecture: str, want: State, mark: Mark) -> 
     return xmlmap.serialise(root)
 
 
-def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, mark: Mark) -> str:
+def overlay(
+    base: str, want: State, changes: tuple[Change, ...], known: Known, mark: Mark, live: str | None = None
+) -> str:
     """Write onto a definition exactly the changes, the aliases and the mark; all else stays as it is."""
     root = xmlmap.parse(base)
     paths = {change.path for change in changes}
@@ -65,6 +72,11 @@ def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, m
         place_nvram(root, want.nvram)
     _devices(root, "disks", want.disks, dict(domain.disk_elements(root, known)), paths, _add_disk)
     _devices(root, "interfaces", want.interfaces, dict(domain.nic_elements(root, known)), paths, _add_nic)
+    shares, passed = filesystems.elements(root, known.shares), host_devices.elements(root, known.passed)
+    _devices(root, "filesystems", want.shares, dict(shares), paths, filesystems.add)
+    if any(path.startswith("filesystems") for path in paths):
+        filesystems.share_memory(root, want.shares)
+    _devices(root, "hostDevices", want.passed, dict(passed), paths, host_devices.add)
     _devices(root, "devices.serial", want.serials, dict(domain.serial_elements(root, known)), paths, _add_serial)
     if any(path.startswith("devices.serial") for path in paths):
         _drop_mirrors(root)
@@ -73,6 +85,8 @@ def overlay(base: str, want: State, changes: tuple[Change, ...], known: Known, m
         xmlmap.cut(root, "os/boot")
     _name_devices(root, want, known)
     _controllers(root, want)
+    if live is not None:
+        slots.place(root, xmlmap.parse(live))
     put_into(root, mark)
     return xmlmap.serialise(root)
 
@@ -148,6 +162,8 @@ def _name_devices(root: Element, want: State, known: Known) -> None:
         (domain.disk_elements(root, known), want.disks, domain.ALIAS_DISK),
         (domain.nic_elements(root, known), want.interfaces, domain.ALIAS_NIC),
         (domain.serial_elements(root, known), want.serials, domain.ALIAS_SERIAL),
+        (filesystems.elements(root, known.shares), want.shares, filesystems.ALIAS),
+        (host_devices.elements(root, known.passed), want.passed, host_devices.ALIAS),
     )
     for elements, wanted, prefix in groups:
         names = {item.name for item in wanted}

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.api.quantity import MEBIBYTE
-from kvmd.kinds.virtual_machine import remote
+from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
+from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG
+from kvmd.kinds.virtual_machine.io_tune import IoTuneState
+from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
 from kvmd.plan.difference import Leave, at
 from kvmd.xmlmap import Element, Place
 
@@ -33,12 +35,13 @@ def _source_get(root: Element) -> str | None:
 
 def _source_put(root: Element, path: str | None) -> None:
     """A path under /dev is a block device; an empty tray has no source, and no server."""
+    auth = root.find("source/auth")
     xmlmap.cut(root, "source")
     if path is None:
         root.set("type", "file" if root.get("type") == "network" else root.get("type", "file"))
         return
     if remote.is_url(path):
-        remote.source_put(root, path)
+        remote.source_put(root, path, auth)
         return
     block = path.startswith("/dev/")
     root.set("type", "block" if block else "file")
@@ -73,7 +76,7 @@ def _or(place: Place, default: Any) -> Place:
 
 
 @dataclass(frozen=True, slots=True)
-class DiskState:
+class DiskState(IoTuneState):
     """A disk or CD-ROM. *source* of a CD-ROM is its medium."""
 
     name: str
@@ -87,7 +90,12 @@ class DiskState:
     cache: str = field(metadata=at("cache", xml=_or(xmlmap.attribute("driver", "cache"), "default")))
     io: str = field(metadata=at("io", xml=_or(xmlmap.attribute("driver", "io"), "default")))
     discard: str = field(metadata=at("discard", xml=_or(xmlmap.attribute("driver", "discard"), "default")))
+    detect_zeroes: str = field(
+        metadata=at("detectZeroes", xml=_or(xmlmap.attribute("driver", "detect_zeroes"), "default"))
+    )
+    io_thread: int | None = field(metadata=at("ioThread", xml=xmlmap.number(xmlmap.attribute("driver", "iothread"))))
     target: str = ""
+    auth: str | None = field(default=None, metadata=at("authFrom", xml=remote.AUTH))  # user and secret
 
 
 _TYPES = {"network": "network", "bridge": "bridge", "ethernet": "tap", "user": "user", "direct": "direct"}
@@ -108,7 +116,8 @@ def _attachment_get(root: Element) -> str:
             for forward in root.findall("portForward")
             for item in forward.findall("range")
         )
-        return f"user:{ports}"
+        backend = root.find("backend")
+        return f"user:{ports or ('' if backend is None else backend.get('type', ''))}"
     return kind
 
 
@@ -127,14 +136,14 @@ def _attachment_put(root: Element, attachment: str) -> None:
         ElementTree.SubElement(root, "target", {"dev": name, "managed": "no"})
     elif name:
         ElementTree.SubElement(root, "backend", {"type": "passt"})
-        for item in name.split(","):
+        for item in name.split(",") if name != "passt" else ():
             protocol, host, guest = item.split("/")
             forward = ElementTree.SubElement(root, "portForward", {"proto": protocol})
             ElementTree.SubElement(forward, "range", {"start": host, "to": guest})
 
 
 @dataclass(frozen=True, slots=True)
-class NicState:
+class NicState(BandwidthState):
     """A NIC. *attachment*: ``network:default``, ``bridge:br0``, ``tap:tap1``, ``user:``, ``direct:eno1/bridge``."""
 
     name: str
@@ -142,6 +151,7 @@ class NicState:
     mac: str = field(metadata=at("mac", xml=xmlmap.attribute("mac", "address")))
     model: str | None = field(metadata=at("model", xml=xmlmap.attribute("model", "type")))
     link: str = field(metadata=at("link", xml=_or(xmlmap.attribute("link", "state"), "up")))
+    queues: int | None = field(metadata=at("queues", xml=xmlmap.number(xmlmap.attribute("driver", "queues"))))
     boot_order: int | None = field(metadata=at("bootOrder", xml=BOOT_ORDER))
     target: str = ""
 
@@ -169,9 +179,9 @@ def _cpu_get(root: Element) -> str | None:
 
 def _cpu_put(root: Element, model: str | None) -> None:
     cpu = root.find("cpu")
-    topology = None if cpu is None else cpu.find("topology")
+    kept = [] if cpu is None else [*cpu.findall("topology"), *cpu.findall("numa")]
     xmlmap.cut(root, "cpu")
-    if model is None and topology is None:
+    if model is None and not kept:
         return
     cpu = ElementTree.SubElement(root, "cpu")
     if model in ("host-model", "host-passthrough", "maximum"):
@@ -180,12 +190,11 @@ def _cpu_put(root: Element, model: str | None) -> None:
         cpu.set("mode", "custom")
         cpu.set("match", "exact")
         ElementTree.SubElement(cpu, "model", {"fallback": "forbid"}).text = model
-    if topology is not None:
-        cpu.append(topology)
+    cpu.extend(kept)
 
 
 def _topology_get(root: Element) -> tuple[int, int, int] | None:
-    topology = root.find("cpu/topology")
+    topology = xmlmap.find(root, "cpu/topology")
     if topology is None:
         return None
     return (int(topology.get("sockets", "1")), int(topology.get("cores", "1")), int(topology.get("threads", "1")))
@@ -214,17 +223,7 @@ def _max_vcpus_put(root: Element, count: int) -> None:
     element = xmlmap.reach(root, "vcpu")
     element.text = str(count)
     element.set("current", str(min(now, count)))
-
-
-def _memory(path: str) -> Place:
-    """libvirt rounds memory up to whole MiB when it starts QEMU (qemuDomainAlignMemorySizes), so less is the same."""
-    place = xmlmap.size(path)
-
-    def get(root: Element) -> int | None:
-        size = place.get(root)
-        return None if size is None else -(-size // MEBIBYTE) * MEBIBYTE
-
-    return Place(get, place.put)
+    cover(root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +240,9 @@ class State(Board):
     topology: tuple[int, int, int] | None = field(
         metadata=at("cpu.topology", xml=Place(_topology_get, _topology_put))
     )
-    max_memory: int = field(metadata=at("memory.maxGuest", xml=_memory("memory")))
-    memory: int = field(metadata=at("memory.guest", xml=_memory("currentMemory")))
+    max_memory: int = field(metadata=at("memory.maxGuest", xml=MAXIMUM))
+    memory: int = field(metadata=at("memory.guest", xml=GUEST))
+    hotplug: str = field(metadata=at("memory.hotplug", xml=MODE))
     kernel: str | None = field(metadata=at("kernelBoot.kernel.path", xml=xmlmap.text("os/kernel")))
     initrd: str | None = field(metadata=at("kernelBoot.initrd.path", xml=xmlmap.text("os/initrd")))
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))
@@ -250,6 +250,8 @@ class State(Board):
     guest_agent: bool = field(metadata=at("devices.guestAgent", xml=AGENT))
     disks: tuple[DiskState, ...] = field(metadata=at("disks", keyed=True))
     interfaces: tuple[NicState, ...] = field(metadata=at("interfaces", keyed=True))
+    shares: tuple[filesystems.FilesystemState, ...] = field(metadata=at("filesystems", keyed=True))
+    passed: tuple[host_devices.HostDeviceState, ...] = field(metadata=at("hostDevices", keyed=True))
     serials: tuple[SerialState, ...] = field(metadata=at("devices.serial", keyed=True))
 
 
@@ -264,6 +266,8 @@ class Known:
     nics: dict[str, str] = field(default_factory=dict)  # MAC -> name
     serials: tuple[str, ...] = ()
     trays: tuple[str, ...] = ()  # names of CD-ROMs, in order
+    shares: dict[str, str] = field(default_factory=dict)  # tag -> name
+    passed: dict[str, str] = field(default_factory=dict)  # address or vendor and product -> name
 
 
 def read(root: Element, known: Known) -> State:
@@ -278,6 +282,14 @@ def read(root: Element, known: Known) -> State:
         interfaces=tuple(
             xmlmap.read(NicState, element, name=name, target=_target(element))
             for name, element in nic_elements(root, known)
+        ),
+        shares=tuple(
+            xmlmap.read(filesystems.FilesystemState, element, name=name)
+            for name, element in filesystems.elements(root, known.shares)
+        ),
+        passed=tuple(
+            xmlmap.read(host_devices.HostDeviceState, element, name=name)
+            for name, element in host_devices.elements(root, known.passed)
         ),
         serials=tuple(xmlmap.read(SerialState, element, name=name) for name, element in serial_elements(root, known)),
     )
@@ -296,7 +308,9 @@ def _alias(element: Element, prefix: str) -> str | None:
 
 def disk_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
     """Every disk with its name: its alias, else its source, else (a CD-ROM) its place among the trays."""
-    elements = [item for item in root.findall("devices/disk") if item.get("device", "disk") in ("disk", "cdrom")]
+    elements = [
+        item for item in xmlmap.children(root, "devices/disk") if item.get("device", "disk") in ("disk", "cdrom")
+    ]
     taken = {name for element in elements if (name := _alias(element, ALIAS_DISK)) is not None}
     trays = [name for name in known.trays if name not in taken]
     for element in elements:
@@ -311,7 +325,7 @@ def disk_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
 
 def nic_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
     """Every NIC with its name: its alias, else its MAC."""
-    for element in root.findall("devices/interface"):
+    for element in xmlmap.children(root, "devices/interface"):
         mac = element.find("mac")
         address = "" if mac is None else mac.get("address", "")
         yield _alias(element, ALIAS_NIC) or known.nics.get(address) or f"{FOREIGN}{address}", element
@@ -320,7 +334,7 @@ def nic_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
 def serial_elements(root: Element, known: Known) -> Iterable[tuple[str, Element]]:
     """Every serial console with its name: its alias, else its place in the order."""
     rest = list(known.serials)
-    for number, element in enumerate(root.findall("devices/serial")):
+    for number, element in enumerate(xmlmap.children(root, "devices/serial")):
         name = _alias(element, ALIAS_SERIAL)
         if name is None:
             name = rest[number] if number < len(rest) else f"{FOREIGN}{number}"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvmd import ops
 from kvmd.api.resource import Ref, hash_of
+from kvmd.api.status import BLOCKED, DEGRADED, RECONCILING, STALLED, Condition
+from kvmd.errors import Blocked
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import State
+from kvmd.kinds.virtual_machine.login import Spoken, check_login, login_of, why_cached
 from kvmd.kinds.virtual_machine.remote import FETCHED, choose, parse
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain, Image, Key, Server, Transfer
 from kvmd.plan.look import Look
+
+MOST_ATTEMPTS = 5  # then a person should look
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,10 @@ class Drives:
     """The spec with every URL in the place of a file, or the file that was fetched from there."""
 
     spec: Any = None
-    operations: tuple[ops.Op, ...] = ()  # that ask or fetch; until then the guest cannot start
+    operations: tuple[ops.Op, ...] = ()  # that start to ask or to fetch
+    waits: bool = False  # one cannot be reached yet: until then the guest cannot start
+    conditions: tuple[Condition, ...] = ()
+    wake_at: float | None = None
     resolved: Mapping[str, str] = field(default_factory=dict)  # what was chosen: the mark remembers it
     shown: tuple[Mapping[str, Any], ...] = ()
 
@@ -46,24 +54,27 @@ class _Remote:
     access: str
     read_only: bool
     format: str
+    item: Spoken  # the disk or the medium
+    login: ops.Login
 
     @property
     def word(self) -> str:
         """What a choice was made for; another word is another choice."""
-        return f"{self.access} {self.url}"
+        return f"{self.access} {self.url}{'' if self.login == ops.NOBODY else ' with a login'}"
 
     @property
     def file(self) -> str:
-        """Its name in the image store."""
-        return f"media-{hash_of([self.url])[:16]}.{self.format}"
+        """Its name in the image store: what one login may read is not another's."""
+        who = [] if self.login == ops.NOBODY else [asdict(self.login)]
+        return f"media-{hash_of([self.url, *who])[:16]}.{self.format}"
 
 
 def remote_of(disk: Disk) -> _Remote | None:
     """What a disk has on a server, if it has."""
     if disk.media is not None and disk.media.url is not None:
-        return _Remote(disk.media.url, disk.media.access, True, "raw")
+        return _Remote(disk.media.url, disk.media.access, True, "raw", disk.media, login_of(disk.media))
     if disk.url is not None:
-        return _Remote(disk.url, disk.access, disk.read_only, disk.format or "raw")
+        return _Remote(disk.url, disk.access, disk.read_only, disk.format or "raw", disk, login_of(disk))
     return None
 
 
@@ -74,8 +85,11 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
     present = {disk.name: disk.source for disk in config.disks} if config else {}
     disks: list[Disk] = []
     operations: dict[ops.Op, None] = {}
+    conditions: dict[Condition, None] = {}
+    wakes: list[float] = []
     resolved: dict[str, str] = {}
     shown: list[Mapping[str, Any]] = []
+    waits = False
     for disk in spec.disks:
         remote = remote_of(disk)
         if remote is None:
@@ -83,8 +97,14 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
             continue
         chosen = _chosen(ref, disk.name, remote, look)
         source, act = _source(remote, chosen, look)
-        if act is not None:
-            operations[act] = None
+        errand = _unreadable(ref, remote, look) if act is not None or source == remote.url else None
+        if errand is None and act is not None:
+            errand = _errand(act, look)
+        if errand is not None:
+            waits = True
+            operations |= dict.fromkeys(errand.operations)
+            conditions |= dict.fromkeys(errand.conditions)
+            wakes += [errand.wake_at] if errand.wake_at is not None else []
         if chosen is not None:
             key = f"access.{disk.name}"
             resolved |= {key: chosen[0], f"{key}.word": remote.word, f"{key}.why": chosen[1]}
@@ -94,7 +114,40 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
         elif disk.name in present:
             disks.append(_with_source(disk, present[disk.name], remote))
     resolved_spec = spec.model_copy(update={"disks": tuple(disks)})
-    return Drives(resolved_spec, tuple(operations), resolved, tuple(shown))
+    return Drives(
+        resolved_spec,
+        tuple(operations),
+        waits,
+        tuple(conditions),
+        min(wakes, default=None),
+        resolved=resolved,
+        shown=tuple(shown),
+    )
+
+
+def _unreadable(ref: Ref, remote: _Remote, look: Look) -> Drives | None:
+    """What to say where a part of its login cannot be read: the next start waits for it, and nothing else does."""
+    try:
+        check_login(ref, remote.item, look)
+    except Blocked as error:
+        domain = look.fact(look.key(ref))
+        kind = DEGRADED if isinstance(domain, Domain) and domain.active else BLOCKED
+        return Drives(conditions=(Condition(kind, True, "LoginNotReadable", str(error)),))
+    return None
+
+
+def _errand(act: ops.StorageOp, look: Look) -> Drives:
+    """Start it, wait for its end, or say why it failed and wait for its time."""
+    fact = look.fact(Key("transfer", act.errand))
+    if not isinstance(fact, Transfer):
+        return Drives(operations=(act,))
+    if not fact.problem:
+        return Drives(conditions=(Condition(RECONCILING, True, "UnderWay", act.describe()),))
+    if look.now >= fact.again_at:
+        return Drives(operations=(act,))
+    kind = STALLED if fact.final or fact.attempts >= MOST_ATTEMPTS else RECONCILING
+    text = f"{fact.problem} (attempt {fact.attempts})"
+    return Drives(conditions=(Condition(kind, True, "DriveNotReached", text),), wake_at=fact.again_at)
 
 
 def _chosen(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str] | None:
@@ -109,10 +162,12 @@ def _chosen(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str]
         fact = look.fact(Key("server", remote.url))
         return (fact.direct, fact.why) if isinstance(fact, Server) else None
 
+    if remote.login != ops.NOBODY and (protocol := parse(remote.url).protocol) in FETCHED:
+        return "Cached", why_cached(protocol)
     return choose(remote.url, remote.access, remote.read_only, ask)
 
 
-def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tuple[str | None, ops.Op | None]:
+def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tuple[str | None, ops.StorageOp | None]:
     """What the guest is given, or what must be done first."""
     if chosen is None:
         address = parse(remote.url)
@@ -122,7 +177,7 @@ def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tupl
         return remote.url, None
     if isinstance(look.fact(Key("image", remote.file)), Image):
         return f"{look.rules.images}/{remote.file}", None
-    return None, ops.ImageFetch(remote.file, remote.format, None, url=remote.url)
+    return None, ops.ImageFetch(remote.file, remote.format, None, url=remote.url, login=remote.login)
 
 
 def _with_source(disk: Disk, source: str | None, remote: _Remote) -> Disk:
@@ -137,6 +192,6 @@ def _shown(name: str, remote: _Remote, chosen: tuple[str, str] | None, look: Loo
     if chosen is not None:
         found["why"] = chosen[1]
     transfer = look.fact(Key("transfer", remote.file))
-    if isinstance(transfer, Transfer):
+    if isinstance(transfer, Transfer) and not transfer.problem:
         found["progress"] = {"doneBytes": transfer.done, "totalBytes": transfer.total or None}
     return found

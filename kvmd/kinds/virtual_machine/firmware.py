@@ -58,7 +58,7 @@ class Firmware(SpecModel):
 
 
 def _is_efi(root: Element) -> bool:
-    system, loader = root.find("os"), root.find("os/loader")
+    system, loader = root.find("os"), xmlmap.find(root, "os/loader")
     return (system is not None and system.get("firmware") == "efi") or (
         loader is not None and loader.get("type") == "pflash"
     )

@@ -9,14 +9,11 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from kvmd import xmlmap
 from kvmd.api.quantity import Address, HostPath, Text
 from kvmd.api.resource import Ref, SpecModel
 from kvmd.api.schema import Update, branch, leaf
-from kvmd.errors import Blocked
-from kvmd.kinds.virtual_machine.cloud_init import secret_fact
+from kvmd.kinds.virtual_machine.secret import SecretFrom, password_fact, secret_credential, secret_file
 from kvmd.plan.look import Look
 from kvmd.xmlmap import Element, Place
 
@@ -27,34 +24,11 @@ _UNLESS = "NextBoot where there was no password before, or is none afterwards"
 _SCREENS = ("vnc", "spice")
 
 
-class PasswordFrom(SpecModel):
+class PasswordFrom(SecretFrom):
     """Where the password is read that no spec and no log shall show: exactly one."""
 
-    file: HostPath | None = leaf(
-        None,
-        about="File on the host, below /etc/kvmd/secrets or policy.allowedPaths, not readable by others; a new "
-        "content is a new password.",
-        example="/etc/kvmd/secrets/web-vnc",
-        unless=_UNLESS,
-    )
-    systemd_credential: Text | None = leaf(
-        None,
-        about="Credential that systemd gives to kvmd (LoadCredential=).",
-        example="web-vnc",
-        unless=_UNLESS,
-        pattern=r"^[A-Za-z0-9_.-]+$",
-    )
-
-    @model_validator(mode="after")
-    def _agree(self) -> PasswordFrom:
-        if (self.file is None) == (self.systemd_credential is None):
-            raise ValueError("write exactly one of `file` and `systemdCredential`")
-        return self
-
-    @property
-    def secret(self) -> str:
-        """The name of the fact."""
-        return self.file or f"credential:{self.systemd_credential}"
+    file: HostPath | None = secret_file("web-vnc", unless=_UNLESS)
+    systemd_credential: Text | None = secret_credential("web-vnc", unless=_UNLESS)
 
 
 class Graphics(SpecModel):
@@ -69,7 +43,8 @@ class Graphics(SpecModel):
         update=Update.NEXT_BOOT,
     )
     password_from: PasswordFrom | None = branch(
-        None, about="The password; null asks for none. VNC takes eight characters."
+        None,
+        about="The password; null asks for none, a new content is a new password. VNC takes eight characters.",
     )
 
 
@@ -82,7 +57,7 @@ class Video(SpecModel):
 
 
 def _screen(root: Element) -> Element | None:
-    return next((item for item in root.findall("devices/graphics") if item.get("type") in _SCREENS), None)
+    return next((item for item in xmlmap.children(root, "devices/graphics") if item.get("type") in _SCREENS), None)
 
 
 def _type_get(root: Element) -> str | None:
@@ -191,9 +166,7 @@ def screen_of(ref: Ref, graphics: Graphics | None, video: Video | None, look: Lo
     password: str | None = None
     secrets: tuple[str, ...] = ()
     if graphics.password_from is not None:
-        fact = secret_fact(ref, graphics.password_from, look)
-        if not fact.password:
-            raise Blocked(f"{ref}: {fact.name}: no password in it", hint="write one line into it")
+        fact = password_fact(ref, graphics.password_from, look)
         password, secrets = fact.password, (fact.name,)
     return Screen(graphics.type, graphics.listen, password, secrets, model)
 

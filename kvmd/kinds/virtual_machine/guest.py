@@ -8,11 +8,11 @@ from kvmd import xmlmap
 from kvmd.api.mark import derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import install, power, snapshots
+from kvmd.kinds.virtual_machine import host_devices, install, power, snapshots
 from kvmd.kinds.virtual_machine.domain import Known, State, read
 from kvmd.kinds.virtual_machine.origins import Origins, prepare, resolves
 from kvmd.kinds.virtual_machine.spec import Spec
-from kvmd.kinds.virtual_machine.waits import consoles_of, files_of, refuse_odd_consoles
+from kvmd.kinds.virtual_machine.waits import consoles_of, files_of, folders_of, refuse_odd_consoles
 from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
 from kvmd.observed import Domain, Ledger
 from kvmd.plan.look import Look
@@ -53,9 +53,15 @@ class Guest:
 
 
 def files(spec: Spec) -> tuple[str, ...]:
-    """Every file that must be there before it starts, and where consoles are written."""
-    installer = spec.install.source.path if spec.install else None
-    return tuple(dict.fromkeys((*files_of(spec), *consoles_of(spec), *([installer] if installer else []))))
+    """Every file that planning looks at; those in which the kernel shows a PCI device, too."""
+    return (*_named(spec), *host_devices.paths_of(spec.host_devices))
+
+
+def _named(spec: Spec) -> tuple[str, ...]:
+    """Every file and folder that must be there before it starts, and where consoles are written."""
+    installer = files_of(install.with_installer(spec, install.WAITING))
+    parts = (files_of(spec), folders_of(spec), consoles_of(spec), installer)
+    return tuple(dict.fromkeys(path for part in parts for path in part))
 
 
 def guest_of(ref: Ref, look: Look) -> Guest:
@@ -67,8 +73,9 @@ def guest_of(ref: Ref, look: Look) -> Guest:
     ledger = power.ledger_of(ref, look)
     installing = install.stage(resource.spec, domain, ledger)
     spec = install.with_installer(resource.spec, installing)
-    resource = replace(resource, spec=spec)
-    refuse_outside(ref, files(spec), look)
+    resource = resource.in_words_of(spec)
+    refuse_outside(ref, _named(spec), look)
+    host_devices.refuse_forbidden(ref, spec.host_devices, look)
     refuse_odd_consoles(ref, spec, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
     # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.

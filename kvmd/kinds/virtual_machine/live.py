@@ -12,10 +12,13 @@ from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
+from kvmd.kinds.virtual_machine import memory, tuning
 from kvmd.kinds.virtual_machine.board import hidden
 from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
+from kvmd.kinds.virtual_machine.install import TRAY
+from kvmd.kinds.virtual_machine.memory import BALLOON
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.plan.model import ObjectMemory
@@ -24,6 +27,7 @@ from kvmd.xmlmap import Element
 _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?")
 SWITCHABLE = ("network:", "bridge:")
 BALLOON_TRIES = 3
+_NIC_LIVE = ("link", "bandwidth.")  # one call makes all of them so, and the attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +53,17 @@ class Balloon(NamedTuple):
     note: str = ""
 
 
-def balloon(states: tuple[State, State, State], memory: ObjectMemory, noted: str, now: float) -> Balloon:
+def balloon(states: tuple[State, State, State], known: ObjectMemory, noted: str, now: float) -> Balloon:
     """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
     live, config, want = states
-    if live.memory == want.memory or config.memory != want.memory:
+    if live.memory == want.memory or config.memory != want.memory or live.hotplug != BALLOON:
         return Balloon()
-    if memory.balloon_until is not None and now < memory.balloon_until:
-        return Balloon(wait_until=memory.balloon_until)
+    if known.balloon_until is not None and now < known.balloon_until:
+        return Balloon(wait_until=known.balloon_until)
     asked = f"{want.memory} of {live.memory}"
     if noted == asked:
         return Balloon(unanswered=True)
-    return Balloon(unanswered=True, note=asked) if memory.fruitless >= BALLOON_TRIES else Balloon()
+    return Balloon(unanswered=True, note=asked) if known.fruitless >= BALLOON_TRIES else Balloon()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,14 @@ class _Running:
     known: Known
     live: State
     want: State
+    changes: tuple[Change, ...]
 
 
 def live_changes(
     domain: Domain, root: Element, known: Known, states: tuple[State, State], changes: tuple[Change, ...]
 ) -> LiveChanges:
     """Sort *changes* (live to wanted) into what can be done now and what waits."""
-    running = _Running(domain, root, known, *states)
+    running = _Running(domain, root, known, *states, changes)
     operations: list[ops.Op] = []
     pending: list[Pending] = []
     done: list[Change] = []
@@ -108,8 +113,9 @@ def spoken(change: Change, want: State) -> Change:
         return replace(change, path=f"interfaces[{name}].{kind}", before=before, after=after)
     if group == "disks" and name == SEED:
         return replace(change, path="cloudInit", before=_medium(change.before), after=_medium(change.after))
-    if group == "disks" and leaf == "path" and any(d.name == name and d.device == "cdrom" for d in want.disks):
-        return replace(change, path=f"disks[{name}].media.path")
+    is_tray = any(disk.name == name and disk.device == "cdrom" for disk in want.disks)
+    if group == "disks" and leaf in ("path", "authFrom") and is_tray:
+        return replace(change, path=f"disks[{name}].media.{leaf}")
     return hidden(change)
 
 
@@ -121,6 +127,10 @@ def _operation(change: Change, running: _Running) -> ops.Op | None:
     """The operation that makes this change in the running guest; None where only a boot does."""
     simple: dict[str, Callable[[_Running], ops.Op | None]] = {"cpu.vcpus": _vcpus, "memory.guest": _memory}
     simple["devices.graphics.passwordFrom"] = _password
+    simple["ioThreads"] = lambda running: tuning.threads(running.domain, running.root, running.want)
+    simple["devices.balloon.statsPeriodSeconds"] = lambda running: tuning.balloon_period(
+        running.domain, running.live, running.want
+    )
     if change.path in simple:
         return simple[change.path](running)
     match = _DEVICE.fullmatch(change.path)
@@ -143,10 +153,7 @@ def _vcpus(running: _Running) -> ops.Op | None:
 
 
 def _memory(running: _Running) -> ops.Op | None:
-    size = running.want.memory
-    if size <= running.live.max_memory:
-        return ops.DomainSetMemory(running.domain.name, running.domain.uuid, size)
-    return None
+    return memory.live_change(running.domain, running.root, running.want.memory)
 
 
 def _password(running: _Running) -> ops.Op | None:
@@ -165,16 +172,21 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
     if leaf is None:
         device = change.after or change.before
         assert isinstance(device, DiskState)
+        if name == TRAY and change.after is None:  # it stays until the next boot, what lies in it does not
+            element = dict(xml.disk_elements(running.root, running.known))[name]
+            return _update(domain, xml.ALIAS_DISK + name, element, replace(device, source=None), "path", "format")
         if device.bus not in xml.HOT_PLUG_BUSES:
             return None
         alias = xml.ALIAS_DISK + name
         if change.after:
             return ops.DomainAttach(domain.name, domain.uuid, alias)
         return _detach(domain, alias, dict(xml.disk_elements(running.root, running.known))[name])
+    if leaf.startswith("ioTune."):
+        return tuning.disk_limits(domain, name, running.live, running.changes)
     want = next(disk for disk in running.want.disks if disk.name == name)
-    if leaf in ("path", "format") and want.device == "cdrom":
+    if leaf in ("path", "format", "authFrom") and want.device == "cdrom":
         element = dict(xml.disk_elements(running.root, running.known))[name]
-        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format")
+        return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")
     return None
 
 
@@ -188,12 +200,14 @@ def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.
     want = next(nic for nic in running.want.interfaces if nic.name == name)
     live = next(nic for nic in running.live.interfaces if nic.name == name)
     switchable = live.attachment.startswith(SWITCHABLE) and want.attachment.startswith(SWITCHABLE)
-    if leaf != "link" and not (leaf == "attachment" and switchable):
+    if not leaf.startswith(_NIC_LIVE) and not (leaf == "attachment" and switchable):
         return None
     if not switchable:
         want = replace(want, attachment=live.attachment)
     element = dict(xml.nic_elements(running.root, running.known))[name]
-    return _update(domain, alias, element, want, "attachment", "link")
+    prefix = f"interfaces[{name}]."
+    differing = [item.path.removeprefix(prefix) for item in running.changes if item.path.startswith(prefix)]
+    return _update(domain, alias, element, want, *(path for path in differing if path.startswith(_NIC_LIVE)))
 
 
 def _detach(domain: Domain, alias: str, element: Element) -> ops.Op:

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, LinkName, Mac
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.bandwidth import Bandwidth
 
 
 class PortForward(SpecModel):
@@ -20,11 +21,25 @@ class PortForward(SpecModel):
 
 
 class UserNetwork(SpecModel):
-    """User-mode networking: NAPT in the QEMU process; TCP and UDP only, nobody reaches the guest unasked."""
+    """User-mode networking: NAPT by QEMU or passt; TCP and UDP only, nobody reaches the guest unasked."""
 
-    port_forward: tuple[PortForward, ...] = branch(
-        (), about="Ports of the host that lead to the guest (needs passt)."
+    backend: Literal["auto", "slirp", "passt"] = leaf(
+        "auto",
+        about="slirp: within QEMU. passt: a process beside it, with portForward. auto: passt where portForward is "
+        "written, else slirp. Either way no ICMP (ping does not leave the guest), and nobody reaches the guest "
+        "but by portForward.",
+        example="passt",
+        update=Update.NEXT_BOOT,
     )
+    port_forward: tuple[PortForward, ...] = branch(
+        (), about="Ports of the host that lead to the guest; only passt can, not Debian 12's libvirt 9.0."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> UserNetwork:
+        if self.backend == "slirp" and self.port_forward:
+            raise ValueError("libvirt forwards no ports with slirp; write `backend: passt`, or take portForward out")
+        return self
 
 
 class Direct(SpecModel):
@@ -58,7 +73,7 @@ class Interface(SpecModel):
         None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
     )
     tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
-    user: UserNetwork | None = branch(None, about="User-mode networking.")
+    user: UserNetwork | None = branch(None, about="User-mode networking: no ICMP, no way in but portForward.")
     direct: Direct | None = branch(None, about="macvtap on a link of the host.")
     mac: Mac | None = leaf(
         None,
@@ -73,6 +88,17 @@ class Interface(SpecModel):
         "virtio", about="Model that the guest sees.", example="virtio", update=Update.NEXT_BOOT
     )
     link: Literal["up", "down"] = leaf("up", about="State of the virtual cable.", example="down")
+    bandwidth: Bandwidth | None = branch(
+        None, about="How much the guest may receive and send; default unlimited; not with `user`."
+    )
+    queues: Integer | None = leaf(
+        None,
+        about="Queues, so that several vCPUs serve the NIC; with a Tap, one that has `multiQueue`; not with `user`.",
+        example=2,
+        update=Update.NEXT_BOOT,
+        ge=2,
+        le=256,
+    )
     boot_order: Integer | None = leaf(
         None, about="Place in the boot order, from 1.", example=2, update=Update.NEXT_BOOT, ge=1
     )
@@ -83,6 +109,16 @@ class Interface(SpecModel):
         if len(found) != 1:
             what = " and ".join(found) if found else "none"
             raise ValueError(f"a NIC has exactly one of network, bridge, tap, user and direct; here: {what}")
+        if self.user is not None and (self.bandwidth or self.queues):
+            word = "bandwidth" if self.bandwidth else "queues"
+            raise ValueError(
+                f"a NIC in user mode has no {word}, as QEMU itself is its network; take `{word}` out, or attach it "
+                "to a network, bridge or tap"
+            )
+        if self.queues is not None and self.model != "virtio":
+            raise ValueError(
+                f"a NIC of model {self.model} has one queue; take `queues` out, or write `model: virtio`"
+            )
         if self.ip is not None and self.network is None:
             raise ValueError("ip is a reservation on a Network; it needs `network`")
         return self

@@ -12,8 +12,9 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED, seed_of
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
 from kvmd.kinds.virtual_machine.drives import Drives, drives_of
+from kvmd.kinds.virtual_machine.kernel_boot import BootFile
 from kvmd.kinds.virtual_machine.nic import Interface
-from kvmd.kinds.virtual_machine.spec import BootFile, Spec
+from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.plan.look import Look
 
 # What is noted of a start waits with it.
@@ -33,17 +34,18 @@ class Origins:
     @property
     def startable(self) -> bool:
         """False while something that it stands on is not known."""
-        return not self.unknown and not self.drives.operations
+        return not self.unknown and not self.drives.waits
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What to say of the unknown."""
-        return tuple(
+        """What to say of the unknown, and of what is still to come."""
+        unknown = tuple(
             Condition(
                 BLOCKED, True, "WaitsForObject", f"waits for {ref}: no spec names it; type: kvmd get {ref.kind}"
             )
             for ref in self.unknown
         )
+        return (*unknown, *self.drives.conditions)
 
 
 def stands_on(disk: Disk) -> Ref | None:

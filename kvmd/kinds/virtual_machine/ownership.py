@@ -64,7 +64,9 @@ def _is_source(path: str, owned: frozenset[str]) -> bool:
     device, _, leaf = path.rpartition(".")
     if path.startswith("kernelBoot."):
         return leaf == "path" and is_owned(device, owned)
-    words = {"path": ("media", "volume", "image", "url", "path"), "format": ("media", "volume", "image")}.get(
-        leaf, ()
-    )
+    words = {
+        "path": ("media", "volume", "image", "url", "path"),
+        "format": ("media", "volume", "image"),
+        "authFrom": ("media",),
+    }.get(leaf, ())
     return path.startswith("disks[") and any(is_owned(f"{device}.{word}", owned) for word in words)

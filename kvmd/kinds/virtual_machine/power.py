@@ -8,6 +8,7 @@ from kvmd import ops
 from kvmd.api.resource import ANNOTATION_RESTARTED_AT, Ref, Resource
 from kvmd.api.status import DEGRADED, STALLED, Condition
 from kvmd.kinds.virtual_machine import install
+from kvmd.kinds.virtual_machine.shutdown import Shutdown
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain, Key, Ledger
 from kvmd.plan.look import Look
@@ -42,7 +43,7 @@ def decide(resource: Resource, domain: Domain | None, restart: bool, uuid: str, 
     if active and ledger.restarting and not restart:
         notes = (*notes, ops.LedgerWrite(str(ref), "restarting", ""))  # nobody wants it any more
     at = install.stage(spec, domain, ledger)
-    if over := install.ended(ref, at, domain):
+    if over := install.ended(ref, spec, at, domain):
         return Power((*notes, *over), (), False, "its installer has ended")
     wish, why = _wish(ref, spec, domain, ledger, look)
     if active and (restart or wish == OFF):
@@ -77,21 +78,19 @@ def before_definition(resource: Resource, domain: Domain | None, look: Look) -> 
 
 
 def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: str, restart: bool = False) -> Power:
-    """Ask by every method, ask again while it does not answer, then (only if allowed) pull the plug."""
+    """Ask by each method in its time, ask again while it does not answer, then (only if allowed) pull the plug."""
     assert domain is not None
-    shutdown = spec.shutdown if spec is not None else None
-    timeout = shutdown.timeout_seconds if shutdown else 120
-    methods = shutdown.methods if shutdown else ("agent", "acpi")
-    force = shutdown.force_after_timeout if shutdown else True
-    memory = look.memory(ref)
-    ask = ops.DomainShutdown(domain.name, domain.uuid, tuple(methods), restart)
+    shutdown = spec.shutdown if spec is not None else Shutdown()
+    timeout, memory = shutdown.seconds, look.memory(ref)
+    asked = look.now if memory.asked_at is None else memory.asked_at
+    methods, since, until = shutdown.way(look.now - asked)
+    ask = ops.DomainShutdown(domain.name, domain.uuid, methods, restart)
     if domain.state == "crashed":
         return Power((ops.DomainDestroy(domain.name, domain.uuid, "the guest crashed"),), (), False, why)
     if memory.asked_at is None:
         return Power((ask,), (), False, why)
-    deadline = memory.asked_at + timeout
-    if look.now >= deadline:
-        if force:
+    if look.now >= asked + timeout:
+        if shutdown.force_after_timeout:
             text = f"the guest did not power off within {timeout} s"
             return Power((ops.DomainDestroy(domain.name, domain.uuid, text),), (), False, text)
         text = (
@@ -99,10 +98,11 @@ def stop(ref: Ref, spec: Spec | None, domain: Domain | None, look: Look, why: st
             f"type: virsh destroy {domain.name}"
         )
         return Power((), (Condition(DEGRADED, True, "GuestIgnoresShutdown", text),), False)
-    last = memory.asked_last if memory.asked_last is not None else memory.asked_at
-    if look.now >= last + RESEND_SECONDS:
-        return Power((ask,), (), False, "asked to power off, not yet off", min(look.now + RESEND_SECONDS, deadline))
-    return Power((), (), False, "asked to power off, not yet off", min(last + RESEND_SECONDS, deadline))
+    last = memory.asked_last if memory.asked_last is not None else asked
+    again = look.now >= last + RESEND_SECONDS or last < asked + since
+    wake = min((look.now if again else last) + RESEND_SECONDS, asked + until)
+    reason = "asked to power off, not yet off" + (f"; it is the turn of {methods[0]}" if since else "")
+    return Power((ask,) if again else (), (), False, reason, wake)
 
 
 def restart_asked(resource: Resource, domain: Domain, look: Look) -> bool:

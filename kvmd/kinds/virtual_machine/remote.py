@@ -15,7 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator
 
-from kvmd.xmlmap import Element
+from kvmd import xmlmap
+from kvmd.xmlmap import Element, Place
 
 # The default port of each protocol; None: it has none, or libvirt has no place for one.
 PORTS = {"http": 80, "https": 443, "ftp": 21, "ftps": 990, "tftp": 69, "ssh": 22, "nbd": 10809, "iscsi": 3260}
@@ -31,6 +32,8 @@ NEVER_DIRECT = {
 FETCHED_IF_POSSIBLE = {"ftps": "QEMU fails to read ftps"}
 # The module of QEMU that reads each, where it is one of its own.
 DRIVERS = {"ftp": "https", "ftps": "https", "http": "https", "https": "https"}
+# A libvirt secret of ours is called by where it is read; a usage has no slash, so that place is written as in a URL.
+USAGE = "kvmd:"
 _SAFE = "/:@!$&'()*+,;=~"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _QUERY = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/?%-]*")
@@ -145,8 +148,47 @@ def source_get(root: Element) -> str | None:
     return str(Address(protocol, name, number or None, path, source.get("query", "")))
 
 
-def source_put(root: Element, url: str) -> None:
-    """Write the source of a disk on a server."""
+def _auth(root: Element) -> Element | None:
+    found = root.find("source/auth")
+    return root.find("auth") if found is None else found
+
+
+def _auth_get(root: Element) -> str | None:
+    """User and secret of a disk's XML; a secret of ours is known by the name of where it is read."""
+    auth = _auth(root)
+    if auth is None:
+        return None
+    secret = auth.find("secret")
+    names = {} if secret is None else secret.attrib
+    usage = names.get("usage", "")
+    if usage.startswith(USAGE):
+        return auth_word(auth.get("username", ""), unquote(usage.removeprefix(USAGE)))
+    return auth_word(auth.get("username", ""), f"usage:{usage}" if usage else f"uuid:{names.get('uuid', '')}")
+
+
+def _auth_put(root: Element, word: str | None) -> None:
+    for path in ("auth", "source/auth"):
+        xmlmap.cut(root, path)
+    source = root.find("source")
+    if word is None or source is None:
+        return
+    user, _, secret = word.partition(" ")
+    auth = ElementTree.SubElement(source, "auth", {"username": user})
+    ElementTree.SubElement(
+        auth, "secret", {"type": source.get("protocol", ""), "usage": USAGE + quote(secret, safe="")}
+    )
+
+
+AUTH = Place(_auth_get, _auth_put)
+
+
+def auth_word(user: str, secret: str) -> str:
+    """Who asks a server, and where the password is read, as one value."""
+    return f"{user} {secret}"
+
+
+def source_put(root: Element, url: str, auth: Element | None = None) -> None:
+    """Write the source of a disk on a server; who asks stays *auth* until another is written."""
     address = parse(url)
     root.set("type", "network")
     leading = "/" if address.protocol == "nfs" else ""
@@ -160,6 +202,8 @@ def source_put(root: Element, url: str) -> None:
     ElementTree.SubElement(source, "host", {"name": address.host, **port})
     if address.protocol == "nfs":
         ElementTree.SubElement(source, "identity")
+    if auth is not None:
+        source.append(auth)
 
 
 def why_not_writable(url: str) -> str | None:

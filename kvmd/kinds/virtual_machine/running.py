@@ -8,16 +8,17 @@ from dataclasses import dataclass, field, replace
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import power, snapshots
-from kvmd.kinds.virtual_machine.board import written_at_boot
+from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
+from kvmd.kinds.virtual_machine.leaving import to_leave
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.restart import due
 from kvmd.observed import Domain
 from kvmd.plan.difference import differences
 from kvmd.plan.look import Look
+from kvmd.xmlmap import Element
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +36,23 @@ def running(guest: Guest, look: Look) -> Running:
         return Running()
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
-    before = written_at_boot(domain) | _left_over(state, guest.config)
-    found = owned_changes(differences(state, want), guest.resource, guest.applied, before)
+    also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
+    found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
+    found = install.without_empty_tray(found)
     changes = live_changes(domain, root, guest.known, (state, want), found)
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
-    operations, said = (*changes.operations, *notes), _unanswered(judged, state, want)
-    return Running(state, replace(changes, operations=operations, wake_at=judged.wait_until, conditions=said))
-
-
-def _left_over(live: State, config: State | None) -> frozenset[str]:
-    """Devices of our names that were plugged in live and have left the definition: the guest has not let go yet."""
-    kept = config or live
-    disks = {f"disks[{disk.name}]" for disk in live.disks} - {f"disks[{disk.name}]" for disk in kept.disks}
-    nics = {f"interfaces[{nic.name}]" for nic in live.interfaces} - {
-        f"interfaces[{nic.name}]" for nic in kept.interfaces
-    }
-    return frozenset(disks | nics)
+    plugging, untaken = _untaken(guest, root, look.now)
+    operations = (*changes.operations, *notes)
+    kept = unplug.unanswered(domain, operations, guest.memory.fruitless)
+    said = (*_unanswered(judged, state, want), *untaken, *kept)
+    return Running(
+        state, replace(changes, operations=operations, wake_at=judged.wait_until or plugging, conditions=said)
+    )
 
 
 def restart_due(guest: Guest, changes: LiveChanges, look: Look) -> tuple[bool, float | None]:
@@ -78,6 +75,23 @@ def _unanswered(judged: Balloon, state: State, want: State) -> tuple[Condition, 
         "driver does not answer; load virtio_balloon in the guest"
     )
     return (Condition(DEGRADED, True, "BalloonUnanswered", text),)
+
+
+def _untaken(guest: Guest, root: Element, now: float) -> tuple[float | None, tuple[Condition, ...]]:
+    """Until when the guest has time to plug what it may, else what is said of it."""
+    found, until = memory.untaken(root), guest.memory.balloon_until
+    if found is None:
+        return None, ()
+    if until is not None and now < until:
+        return until, ()
+    taken, requested = format_quantity(found.taken), format_quantity(found.requested)
+    text = f"the guest has plugged {taken} of the {requested} that it may; load virtio_mem in it"
+    if found.taken > found.requested:
+        text = (
+            f"the guest still has {taken} plugged and should have {requested}: it uses the rest, or may not move it"
+        )
+    text += "; memory that its kernel is to give back must be movable: memhp_default_state=online_movable"
+    return None, (Condition(DEGRADED, True, "MemoryNotPlugged", text),)
 
 
 def _model_waits(guest: Guest, domain: Domain) -> bool:

@@ -25,6 +25,8 @@ def on_overlays(resource: Resource, spec: Spec, domain: Domain | None, look: Loo
     if applied is not None and applied.of_this(resource):
         # Somebody else's snapshot, of which libvirt was to note nothing. Had the spec changed, its word would count.
         under = {**dict(_chains(domain)), **under}
+    if not under:
+        return spec
     # A file that is a disk of its own besides is where its own disk says, not where another's chain leads.
     sources = frozenset(_sources(domain))
     active = {path: top for top in sources for path in _below(top, under) if path not in sources}

@@ -10,14 +10,20 @@ from pydantic import model_validator
 from kvmd.api.quantity import Boolean, DeviceName, DomainName, HostPath, Integer, Memory, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
 from kvmd.kinds.virtual_machine.disk import Disk
+from kvmd.kinds.virtual_machine.filesystems import Filesystem
 from kvmd.kinds.virtual_machine.firmware import Firmware
 from kvmd.kinds.virtual_machine.graphics import Graphics, Video
+from kvmd.kinds.virtual_machine.host_devices import HostDevice
 from kvmd.kinds.virtual_machine.install import TRAY, Install
+from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
+from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
+from kvmd.kinds.virtual_machine.shutdown import Shutdown
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
 
 
@@ -86,13 +92,21 @@ class GuestMemory(SpecModel):
     """Memory of the guest."""
 
     guest: Memory = leaf(
-        about="Memory that the guest has now, in whole MiB.", example="2Gi", unless="NextBoot above the maximum"
+        about="Memory that the guest has now, in whole MiB.",
+        example="2Gi",
+        unless="NextBoot above the maximum, without a balloon, and with hotplug VirtioMem or Dimm below what it was "
+        "booted with",
     )
     max_guest: Memory | None = leaf(
         None, about="How much guest may grow to; default guest.", example="8Gi", update=Update.NEXT_BOOT
     )
-    hotplug: Literal["Balloon"] = leaf(
-        "Balloon", about="How memory grows in a running guest.", example="Balloon", update=Update.NEXT_BOOT
+    hotplug: Literal["Balloon", "VirtioMem", "Dimm"] = leaf(
+        "Balloon",
+        about="How memory grows in a running guest. Balloon: it is booted with maxGuest and gives back what guest is "
+        "less. VirtioMem: a device plugs more or less, in steps of 2Mi. Dimm: DIMMs of multiples of 128Mi are "
+        "plugged in; guests seldom let go of one again.",
+        example="VirtioMem",
+        update=Update.NEXT_BOOT,
     )
     hugepages: HugePages | None = branch(None, about="Huge pages of the host; default ordinary ones.")
 
@@ -105,32 +119,13 @@ class GuestMemory(SpecModel):
     def _agree(self) -> GuestMemory:
         if self.guest > self.maximum:
             raise ValueError("guest is above maxGuest")
+        refuse_odd(self.hotplug, self.guest, self.maximum, self.hugepages.size if self.hugepages else None)
         return self
 
-
-class BootFile(SpecModel):
-    """A kernel or initial RAM disk on the host."""
-
-    path: HostPath | None = leaf(
-        None, about="File on the host.", example="/var/lib/kvmd/images/vmlinuz", update=Update.NEXT_BOOT
-    )
-    image: str | None = leaf(None, about="An Image.", example="vmlinuz", update=Update.NEXT_BOOT)
-
-    @model_validator(mode="after")
-    def _agree(self) -> BootFile:
-        if (self.path is None) == (self.image is None):
-            raise ValueError("write exactly one of `path` and `image`")
-        return self
-
-
-class KernelBoot(SpecModel):
-    """Boot a kernel from the host (qemu -kernel, -initrd, -append)."""
-
-    kernel: BootFile = branch(about="The kernel.")
-    initrd: BootFile | None = branch(None, about="The initial RAM disk.")
-    args: Text | None = leaf(
-        None, about="Kernel command line.", example="console=ttyS0 root=/dev/vda1", update=Update.NEXT_BOOT
-    )
+    @property
+    def promised(self) -> int:
+        """What the host must have for it: a balloon may give all of it back."""
+        return self.maximum if self.hotplug == "Balloon" else self.guest
 
 
 class Serial(SpecModel):
@@ -170,6 +165,7 @@ class Devices(SpecModel):
 
     graphics: Graphics | None = branch(None, about="The screen; default none.")
     video: Video | None = branch(None, about="The video card; default vga where there is a screen, else none.")
+    balloon: Balloon | None = branch(None, about="The balloon of the memory; default a virtio one.")
     watchdog: Watchdog | None = branch(None, about="A watchdog; default none.")
     tpm: Tpm | None = branch(None, about="A TPM; default none.")
 
@@ -177,19 +173,6 @@ class Devices(SpecModel):
     def _agree(self) -> Devices:
         _distinct((item.name for item in self.serial), "serial consoles")
         return self
-
-
-class Shutdown(SpecModel):
-    """How the guest is asked to power off."""
-
-    methods: tuple[Literal["agent", "acpi"], ...] = leaf(
-        ("agent", "acpi"),
-        about="Ways, in order; one that does not work is passed over.",
-        example=["acpi"],
-        min_length=1,
-    )
-    timeout_seconds: Integer = leaf(120, about="How long the guest has, in seconds.", example=120, ge=1)
-    force_after_timeout: Boolean = leaf(True, about="Whether the plug is pulled then.", example=True)
 
 
 class Spec(SpecModel):
@@ -223,8 +206,18 @@ class Spec(SpecModel):
     firmware: Firmware | None = branch(None, about="What the machine boots with; default BIOS.")
     kernel_boot: KernelBoot | None = branch(None, about="Boot a kernel from the host.")
     install: Install | None = branch(None, about="What a new guest boots once, before its disk.")
+    io_threads: Integer | None = leaf(
+        None,
+        about="Threads of QEMU that serve the disks which name them, so that these do not wait for the main loop.",
+        example=1,
+        unless="NextBoot for one less while a disk is served by it",
+        ge=1,
+        le=64,
+    )
     disks: tuple[Disk, ...] = branch((), about="Disks and CD-ROMs.")
     interfaces: tuple[Interface, ...] = branch((), about="NICs.")
+    filesystems: tuple[Filesystem, ...] = branch((), about="Folders of the host that the guest mounts.")
+    host_devices: tuple[HostDevice, ...] = branch((), about="Devices of the host that the guest has to itself.")
     cloud_init: CloudInit | None = branch(None, about="What cloud-init in the guest is told.")
     devices: Devices = branch(factory=Devices, about="Other devices.")
     shutdown: Shutdown = branch(factory=Shutdown, about="How the guest is asked to power off.")
@@ -254,6 +247,10 @@ class Spec(SpecModel):
                 f"with runStrategy {self.run_strategy} it would be left off after its install; write Always or Manual"
             )
         _distinct((interface.name for interface in self.interfaces), "interfaces")
+        _distinct((share.name for share in self.filesystems), "filesystems")
+        _once((share.tag or share.name for share in self.filesystems), "the tag")
+        _distinct((device.name for device in self.host_devices), "hostDevices")
+        _once((device.id for device in self.host_devices), "the host device")
         orders = [order for item in self.disks if (order := item.boot_order) is not None]
         orders += [order for item in self.interfaces if (order := item.boot_order) is not None]
         if len(orders) != len(set(orders)):
@@ -280,6 +277,18 @@ class Spec(SpecModel):
             raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
         if sum(disk.bus == "ide" for disk in self.disks) > 4:
             raise ValueError("there is one IDE controller, which takes four devices")
+        return self
+
+    @model_validator(mode="after")
+    def _agree_on_disks(self) -> Spec:
+        for disk in self.disks:
+            if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
+                raise ValueError(
+                    f"the disk '{disk.name}' is served by ioThread {disk.io_thread}, and there are "
+                    f"{self.io_threads or 0}; write `ioThreads: {disk.io_thread}`"
+                )
+        if self.install is not None:
+            self.install.agree_with(self.disks, self.devices.guest_agent)
         return self
 
     @property

@@ -11,6 +11,7 @@ from kvmd.kinds.virtual_machine.direct import path_of
 from kvmd.kinds.virtual_machine.domain import Known, NicState, State
 from kvmd.kinds.virtual_machine.path import blocked_by_stp, link_of, sized, state_of, ways_out
 from kvmd.observed import Domain, Key, Network, Ports
+from kvmd.plan.leases import addresses_of
 from kvmd.plan.look import Look
 
 
@@ -42,6 +43,7 @@ def _interface(nic: NicState, live: State | None, look: Look) -> dict[str, Any]:
         "mac": (running or nic).mac,
         "attachment": {kind: target or True},
         "tap": tap or None,
+        "addresses": addresses_of((running or nic).mac, _bridge_of(kind, target, look), look) if running else [],
         "path": sized(_path(nic, running, kind, target, look), look),
     }
 

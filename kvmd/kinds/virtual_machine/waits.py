@@ -39,6 +39,11 @@ def files_of(spec: Spec) -> tuple[str, ...]:
     return tuple(path for path in found if path)
 
 
+def folders_of(spec: Spec) -> tuple[str, ...]:
+    """Every folder that it shares."""
+    return tuple(share.path for share in spec.filesystems)
+
+
 def consoles_of(spec: Spec) -> tuple[str, ...]:
     """The files that consoles are written to."""
     return tuple(serial.file for serial in spec.serials if serial.file)
@@ -53,9 +58,12 @@ def refuse_odd_consoles(ref: Ref, spec: Spec, look: Look) -> None:
 
 
 def absent_files(spec: Spec, look: Look) -> tuple[str, ...]:
-    """Those of them that are no file now."""
+    """Those of them that are no file now, and shares that are no folder."""
     found = ((path, look.fact(Key("file", path))) for path in files_of(spec))
-    return tuple(path for path, fact in found if not isinstance(fact, File) or fact.kind not in ("regular", "block"))
+    absent = [path for path, fact in found if not isinstance(fact, File) or fact.kind not in ("regular", "block")]
+    folders = ((path, look.fact(Key("file", path))) for path in folders_of(spec))
+    absent += [path for path, fact in folders if not isinstance(fact, File) or fact.kind != "directory"]
+    return tuple(absent)
 
 
 def possible(
@@ -75,7 +83,7 @@ def possible(
         unready = direct.unready(operation, spec, look)
         if not files and not taps and not unready and not (unknown and isinstance(operation, ops.DomainStart)):
             kept.append(operation)
-        lacking |= dict.fromkeys(files)
+        lacking |= dict.fromkeys(f"{path} (a folder)" if path in folders_of(spec) else path for path in files)
         held |= dict.fromkeys(taps)
         links |= dict.fromkeys(unready)
     if any(isinstance(item, ops.DomainStart) for item in operations if item not in kept):
@@ -87,7 +95,7 @@ def possible(
 
 def _opens(operation: ops.Op, spec: Spec) -> tuple[str, ...]:
     if isinstance(operation, ops.DomainStart):
-        return files_of(spec)
+        return (*files_of(spec), *folders_of(spec))
     if isinstance(operation, ops.DomainAttach | ops.DomainUpdateDevice):
         found = (file_of(disk) for disk in spec.disks if operation.alias == ALIAS_DISK + disk.name)
         return tuple(path for path in found if path)

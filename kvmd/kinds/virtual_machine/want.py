@@ -11,21 +11,21 @@ from typing import Any
 from kvmd.api.mark import derived_mac, derived_uuid
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Refused, Unsupported
-from kvmd.kinds.virtual_machine import direct
+from kvmd.kinds.virtual_machine import bandwidth, direct, filesystems, host_devices, user_network
+from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import TARGET_PREFIX, DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import nvram_path
 from kvmd.kinds.virtual_machine.graphics import screen_of
+from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
 from kvmd.kinds.virtual_machine.origins import attached_to
+from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
 from kvmd.plan.difference import LEAVE, Leave
 from kvmd.plan.look import Look
 from kvmd.plan.model import Applied
-
-# <backend type='passt'/>: in libvirt since 9.0, but Debian 12 builds it without (define fails with code 27).
-PASST_SINCE = 9_001_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ def known_devices(resource: Resource, spec: Spec, look: Look) -> Known:
         disks={disk.path: disk.name for disk in spec.disks if disk.path},
         nics=nics,
         serials=tuple(serial.name for serial in spec.serials),
+        shares={share.tag or share.name: share.name for share in spec.filesystems},
+        passed={device.pci or device.usb or "": device.name for device in spec.host_devices},
         trays=tuple(disk.name for disk in spec.disks if disk.device == "cdrom"),
     )
 
@@ -93,6 +95,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         if config is None or "memory.maxGuest" in owned
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
+        hotplug=spec.memory.hotplug,
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
@@ -100,6 +103,8 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         guest_agent=spec.devices.guest_agent,
         disks=_disks(spec.disks, config, domain),
         interfaces=interfaces,
+        shares=filesystems.states_of(spec.filesystems),
+        passed=host_devices.states_of(spec.host_devices),
         serials=tuple(SerialState(serial.name, serial.file) for serial in spec.serials),
     )
     fallback = ""
@@ -111,18 +116,23 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
 def _board(ref: Ref, spec: Spec, domain: Domain | None, look: Look) -> dict[str, Any]:
     """What the machine has one of."""
     firmware, watchdog, tpm = spec.firmware, spec.devices.watchdog, spec.devices.tpm
+    balloon = spec.devices.balloon or Balloon()
     screen = screen_of(ref, spec.devices.graphics, spec.devices.video, look)
     uuid = domain.uuid if domain is not None else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     return {
         "firmware": firmware.type if firmware else "bios",
         "secure_boot": firmware.secure_boot if firmware else False,
         "nvram": nvram_path(look.rules.nvram, look.key(ref).name, uuid),
+        "io_threads": spec.io_threads,
         "huge_pages": spec.memory.hugepages.size if spec.memory.hugepages else None,
         "graphics": screen.type,
         "listen": screen.listen,
         "password": screen.password,
         "secrets": screen.secrets,
         "video": screen.video,
+        "balloon": balloon.model,
+        "balloon_period": balloon.stats_period_seconds,
+        "free_page_reporting": balloon.free_page_reporting,
         "watchdog": watchdog.model if watchdog else None,
         "watchdog_action": watchdog.action if watchdog else None,
         "tpm": tpm.model if tpm else None,
@@ -182,6 +192,7 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
+        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -195,7 +206,11 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 cache=disk.cache,
                 io=disk.io,
                 discard=disk.discard,
+                detect_zeroes=disk.detect_zeroes,
+                io_thread=disk.io_thread,
+                auth=auth_word(asks.user or "", asks.secret) if asks else None,
                 target=target,
+                **limits_of(disk.io_tune),
             )
         )
     return tuple(found)
@@ -208,7 +223,9 @@ def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState
         mac=nic.mac or _unwritten_mac(nic.name, ref, config, look),
         model=nic.model,
         link=nic.link,
+        queues=nic.queues,
         boot_order=nic.boot_order,
+        **bandwidth.limits_of(nic.bandwidth),
     )
 
 
@@ -232,11 +249,4 @@ def _attachment(nic: Interface, ref: Ref, look: Look) -> str:
         return f"{nic.attachment}:{look.key(target).name}"
     if nic.direct is not None:
         return direct.attachment_of(nic, ref, look)
-    assert nic.user is not None
-    if nic.user.port_forward and look.host().libvirt_version < PASST_SINCE:
-        raise Unsupported(
-            f"{ref}: interface {nic.name} asks for portForward, which needs passt in libvirt 9.1 or newer",
-            hint="take portForward out, or attach the NIC to a Network",
-        )
-    ports = ",".join(f"{item.protocol}/{item.host}/{item.guest}" for item in nic.user.port_forward)
-    return f"user:{ports}"
+    return user_network.attachment_of(nic, ref, look)

@@ -1,0 +1,182 @@
+"""What decides over packets that pass between links: switches of the kernel, and the rules of libvirt's networks.
+
+The rules are read by a thread, with the tools that wrote them, and only in doubt: when a network changed, when the
+kernel says that there is another ruleset than was read, and with every relist. What others' rules do is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kvmd.host.preflight_tools import output_of, read_text
+from kvmd.identity import kept
+from kvmd.network_facts import Forwarding
+from kvmd.observed import Key, Network
+
+FORWARDING = Key("forwarding", "")
+SPACING_SECONDS = 5.0  # between two reads, whatever others do to their rules
+# libvirt takes the rules of a network away and writes them anew when a reservation changes (1 to 2 s were measured).
+CALM_SECONDS = 2.0
+TRIES = 10
+_NETFILTER = 12  # NETLINK_NETFILTER
+_GET_GENERATION = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+_OTHERS = ("FORWARD", "DOCKER-USER")  # where people let the packets of a network through
+
+
+class ForwardingFacts:
+    """The last answer, and the thread that gets the next one."""
+
+    def __init__(self, relist: float, wake: Callable[[], None]) -> None:
+        self._relist, self._wake = relist, wake
+        self._facts: Mapping[Key, Forwarding] = {}
+        self._stale = threading.Event()
+        self._stale.set()
+        self._busy = threading.Lock()
+        self._read_at = 0.0
+        self._generation = 0
+        self._networks: tuple[Mapping[Key, Any], tuple[str, ...]] = ({}, ())
+
+    def mark_stale(self) -> None:
+        """A network changed: its rules may have, too."""
+        self._stale.set()
+
+    def look(self, facts: Mapping[Key, Any]) -> Mapping[Key, Forwarding]:
+        """The last answer; asks for another where there is doubt. Only the very first one is waited for."""
+        bridges = self._bridges(facts)
+        if not bridges:
+            return self._facts
+        age = time.monotonic() - self._read_at
+        if not self._facts:
+            self._read(bridges, patient=False)
+        elif age > SPACING_SECONDS and (self._stale.is_set() or age > self._relist or self._in_doubt()):
+            self._read_later(bridges)
+        return self._facts
+
+    def _bridges(self, facts: Mapping[Key, Any]) -> tuple[str, ...]:
+        if facts is not self._networks[0]:
+            networks = (fact for key, fact in facts.items() if key.type == "network" and isinstance(fact, Network))
+            found = tuple(sorted(network.bridge for network in networks if network.active and network.bridge))
+            if found != self._networks[1]:
+                self._stale.set()
+            self._networks = facts, found
+        return self._networks[1]
+
+    def _in_doubt(self) -> bool:
+        known = self._facts[FORWARDING]
+        switched = (known.ipv4, known.ipv6, known.bridged) != _switches()
+        return switched or generation() != self._generation
+
+    def _read_later(self, bridges: tuple[str, ...]) -> None:
+        if self._busy.acquire(blocking=False):
+            threading.Thread(target=self._run, args=(bridges,), name="forwarding-facts", daemon=True).start()
+
+    def _run(self, bridges: tuple[str, ...]) -> None:
+        before = self._facts
+        try:
+            self._read(bridges, patient=True)
+        finally:
+            self._busy.release()
+        if self._facts is not before:
+            self._wake()
+
+    def _read(self, bridges: tuple[str, ...], patient: bool) -> None:
+        """Believe two readings that agree: the first may have come in the middle of a change."""
+        self._stale.clear()
+        number, found = generation(), read(bridges)
+        for _ in range(TRIES if patient else 0):
+            if found == self._facts.get(FORWARDING):
+                break
+            time.sleep(CALM_SECONDS)
+            number, before, found = generation(), found, read(bridges)
+            if found == before:
+                break
+        self._generation, self._read_at = number, time.monotonic()
+        known = self._facts.get(FORWARDING)
+        if (fact := kept(known, found)) is not known:
+            self._facts = {FORWARDING: fact}
+
+
+def generation() -> int:
+    """The number of the kernel's present ruleset (nf_tables, which today's iptables writes to, too); 0: unknown."""
+    message = struct.pack("=IHHIIBBH", 20, _GET_GENERATION, 1, 0, 0, 0, 0, 0)
+    with (
+        contextlib.suppress(OSError, struct.error),
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER) as link,
+    ):
+        link.settimeout(1)
+        link.send(message)
+        answer = link.recv(512)
+        if struct.unpack_from("=H", answer, 4)[0] == 10 << 8 | 15:  # NFT_MSG_NEWGEN; NFTA_GEN_ID comes first
+            return int(struct.unpack_from("!I", answer, 24)[0])
+    return 0
+
+
+def read(bridges: Iterable[str]) -> Forwarding:
+    """All of it, now."""
+    saved = output_of("iptables-save") or ""
+    own = output_of("nft", "-s", "list", "table", "ip", "libvirt_network") or ""
+    strict = _switch("ipv4/conf/all/rp_filter")
+    return Forwarding(
+        *_switches(),
+        drops=":FORWARD DROP" in saved,
+        rules=tuple(dict.fromkeys((*_iptables(saved), *_nftables(own)))),
+        astray=tuple(
+            found
+            for bridge in bridges
+            if (strict or _switch(f"ipv4/conf/{bridge}/rp_filter"))
+            for found in _astray(bridge)
+        ),
+    )
+
+
+def _switches() -> tuple[bool, bool, bool]:
+    """IPv4, IPv6, and whether frames within a bridge pass the firewall: three small reads."""
+    names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "bridge/bridge-nf-call-iptables")
+    return _switch(names[0]), _switch(names[1]), _switch(names[2])
+
+
+def _switch(name: str) -> bool:
+    return read_text(f"/proc/sys/net/{name}") == "1"
+
+
+def _iptables(saved: str) -> Iterable[str]:
+    """``nat -A LIBVIRT_PRT …``: what libvirt wrote, and where people let packets through beside it."""
+    table = ""
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A ") and ("LIBVIRT_" in line or (table == "filter" and line.split()[1] in _OTHERS)):
+            yield f"{table} {line}"
+        elif table == "filter" and line.startswith(":DOCKER-USER "):
+            yield "filter :DOCKER-USER"
+
+
+def _nftables(listed: str) -> Iterable[str]:
+    """``nft guest_nat …``: the rules of libvirt's own table."""
+    chain = ""
+    for line in map(str.strip, listed.splitlines()):
+        if found := re.fullmatch(r"chain (\S+) \{", line):
+            chain = found[1]
+        elif chain and line and line != "}" and not line.startswith("type "):
+            yield f"nft {chain} {line}"
+
+
+def _astray(bridge: str) -> Iterable[tuple[str, str]]:
+    """The link that answers to guests on a bridge would leave by, where it is another: a strict filter drops them."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        for link in json.loads(
+            output_of("ip", "-j", "-4", "route", "show", "dev", bridge, "proto", "kernel") or "[]"
+        ):
+            network = str(link["dst"])
+            address = network.rpartition(".")[0] + ".254"
+            way = json.loads(output_of("ip", "-j", "-4", "route", "get", address) or "[]")
+            if way and way[0]["dev"] != bridge and way[0].get("type") != "broadcast":
+                yield bridge, str(way[0]["dev"])

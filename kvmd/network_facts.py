@@ -1,0 +1,36 @@
+"""Facts about what passes through networks: who has which address, and what lets packets by. Part of observed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Lease(NamedTuple):
+    """An address that a guest was given; *name* is what it calls itself."""
+
+    address: str
+    mac: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """The leases of the network that has that bridge."""
+
+    bridge: str
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What decides over packets between links: switches of the kernel, and rules that have to do with networks."""
+
+    ipv4: bool
+    ipv6: bool
+    bridged: bool = False  # frames within a bridge pass the firewall, too
+    drops: bool = False  # the firewall's FORWARD policy is DROP
+    rules: tuple[
+        str, ...
+    ] = ()  # table and rule as iptables writes it; ``nft``, chain and rule of libvirt's own table
+    astray: tuple[tuple[str, str], ...] = ()  # bridges with a strict rp_filter, and the link that answers leave by

@@ -1,0 +1,204 @@
+"""What libvirt tunes in a running guest, on the real QEMU driver: one guest, one boot, many leaves."""
+
+from __future__ import annotations
+
+import re
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import traffic_control
+import yaml
+from guest import ARGS, guest_files
+from hermetic import Agent, Hermetic, wait_until
+from small import link, wipe
+
+pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
+
+VM = "VirtualMachine/web"
+MIB = 2**20
+
+
+class Tuned:
+    """The guest: its spec, changed leaf by leaf, and what libvirt, QEMU and the guest say."""
+
+    def __init__(self, agent: Agent, folder: Path) -> None:
+        self.agent, self.hermetic, self.folder = agent, agent.hermetic, folder
+        files = guest_files()
+        (folder / "data.raw").write_bytes(bytes(8 * MIB))
+        args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.timeout=1"
+        (folder / "setup.iso").write_bytes(bytes(MIB))
+        self.disk: dict[str, Any] = {"name": "data", "path": f"{folder}/data.raw", "format": "raw", "bootOrder": 1}
+        self.nic: dict[str, Any] = {"name": "net0", "bridge": "br0"}
+        self.devices: dict[str, Any] = {
+            "guestAgent": True,
+            "balloon": {"statsPeriodSeconds": 5},
+            "serial": [{"name": "console", "file": f"{folder}/console"}],
+        }
+        boot = {"kernel": {"path": files.kernel}, "initrd": {"path": files.initrd}, "args": args}
+        self.spec: dict[str, Any] = {
+            "accelerator": "tcg",
+            "memory": {"guest": "128Mi"},
+            "kernelBoot": boot,
+            "disks": [self.disk],
+            "interfaces": [self.nic],
+            "devices": self.devices,
+            "install": {"from": {"path": f"{folder}/setup.iso"}, "doneWhen": "GuestAgent"},
+            "shutdown": {"timeouts": {"agent": 6, "acpi": 30}},
+        }
+
+    def apply(self) -> None:
+        """Write the spec and wait until it is so and nothing is left to do."""
+        document = {"apiVersion": "kvmd.dev/v1alpha1", "kind": "VirtualMachine", "metadata": {"name": "web"}}
+        before = self.agent.object(VM)
+        self.agent.write("web.yaml", yaml.safe_dump(document | {"spec": self.spec}))
+        wait_until(lambda: self._is_applied(before), 90, f"the spec is applied: {self.agent.object(VM)}")
+
+    def _is_applied(self, before: dict[str, Any] | None) -> bool:
+        found = self.agent.object(VM)
+        if found is None or self.agent.condition(VM, "Ready") is None:
+            return False
+        observed: int = found["status"]["observedGeneration"]
+        return before is None or observed > before["status"]["observedGeneration"]
+
+    def at_rest(self) -> None:
+        """Nothing is left to do, by a planner that remembers nothing."""
+        self.agent.kvmd("plan", "--detailed-exitcode")
+
+    def pending(self) -> set[str]:
+        """What waits for the next boot."""
+        found = self.agent.object(VM)
+        assert found is not None
+        return {item["path"].removeprefix("spec.") for item in found["status"]["pendingChanges"]}
+
+    def live(self) -> ElementTree.Element:
+        """The running self as libvirt shows it."""
+        return ElementTree.fromstring(self.hermetic.virsh("dumpxml", "web"))
+
+    def limits(self) -> dict[str, int]:
+        """The limits of the disk that QEMU holds to."""
+        text = self.hermetic.virsh("blkdeviotune", "web", "vda", "--live")
+        found = dict(re.findall(r"(\w+) *: (\d+)", text))
+        return {name: int(value) for name, value in found.items() if int(value)}
+
+    def said(self, pattern: str) -> re.Match[str] | None:
+        """The last line of the console that matches."""
+        lines = (self.folder / "console").read_text(errors="replace").splitlines()
+        return next((match for line in reversed(lines) if (match := re.search(pattern, line))), None)
+
+    def uptime(self) -> float:
+        """How long the guest says it has been up."""
+        match = self.said(r"KVMD-TICK \d+ uptime=([0-9.]+)")
+        return float(match[1]) if match else 0.0
+
+
+@pytest.fixture
+def tuned(hermetic: Hermetic, tmp_path: Path) -> Iterator[Tuned]:
+    """The guest on a bridge, booted."""
+    traffic_control.complete(hermetic, tmp_path)
+    agent = Agent(hermetic, tmp_path / "agent", source={"settle": "50ms"})
+    agent.write("br0.yaml", link("Bridge", "br0"))
+    agent.start()
+    found = Tuned(agent, tmp_path)
+    found.apply()
+    wait_until(lambda: found.said("KVMD-GUEST-UP"), 60, "the guest is up")
+    yield found
+    agent.stop()
+    wipe(hermetic)
+
+
+def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) -> None:
+    """Each row: a leaf of the spec, and what libvirt, QEMU, the kernel or the guest then say of it."""
+    identity, up = tuned.hermetic.virsh("domid", "web"), tuned.uptime()
+    install_is_done_once_the_agent_answers(tuned)
+    limits_of_a_disk(tuned)
+    bandwidth_and_link_of_a_nic(tuned)
+    threads_and_statistics(tuned)
+    assert tuned.pending() == set()
+    tuned.at_rest()
+    assert tuned.hermetic.virsh("domid", "web") == identity
+    wait_until(lambda: tuned.uptime() > up + 1, 20, "the guest runs on")
+    the_power_button_follows_an_agent_that_did_not_bring_it_about(tuned)
+
+
+def install_is_done_once_the_agent_answers(tuned: Tuned) -> None:
+    """The medium leaves the running guest, and nothing waits for the next boot."""
+    wait_until(lambda: (tuned.agent.object(VM) or {})["status"].get("guestAgent") == "connected", 30, "the agent")
+    wait_until(lambda: "setup.iso" not in tuned.hermetic.virsh("domblklist", "web"), 20, "the medium is out")
+    assert "setup.iso" not in tuned.hermetic.virsh("domblklist", "web", "--inactive")
+    assert tuned.pending() == set()
+    tuned.at_rest()
+
+
+def limits_of_a_disk(tuned: Tuned) -> None:
+    """In total, for each direction with a burst, by hand, and none."""
+    tuned.disk["ioTune"] = {"total": {"bytes": "5Mi", "iops": 300}}
+    tuned.apply()
+    assert tuned.limits() == {"total_bytes_sec": 5 * MIB, "total_iops_sec": 300}
+    directions = {"read": {"bytes": "20Mi", "bytesBurst": "40Mi", "bytesBurstSeconds": 5}, "write": {"bytes": "1Mi"}}
+    tuned.disk["ioTune"] = {**directions, "total": {"iops": 300}, "iopsSize": "4Ki"}
+    tuned.apply()
+    both = {"read_bytes_sec": 20 * MIB, "write_bytes_sec": MIB, "total_iops_sec": 300, "size_iops_sec": 4096}
+    both |= {"read_bytes_sec_max": 40 * MIB, "read_bytes_sec_max_length": 5}
+    assert {name: value for name, value in tuned.limits().items() if name in both} == both
+    tuned.at_rest()
+    tuned.hermetic.virsh("blkdeviotune", "web", "vda", "--live", "--total-iops-sec", "7")
+    wait_until(lambda: tuned.limits()["total_iops_sec"] == 300, 20, "what somebody limited by hand is put right")
+    del tuned.disk["ioTune"]
+    tuned.apply()
+    assert tuned.limits() == {}
+
+
+def bandwidth_and_link_of_a_nic(tuned: Tuned) -> None:
+    """Both in one call; the kernel's own class has the rate."""
+    hermetic = tuned.hermetic
+    limits = {"inbound": {"average": "1M", "peak": "2M", "burst": "64Ki"}, "outbound": {"average": "500k"}}
+    tuned.nic |= {"bandwidth": limits, "link": "down"}
+    tuned.apply()
+    tap = tuned.live().find("devices/interface/target")
+    assert tap is not None
+    found = dict(re.findall(r"([\w.]+) *: (\d+)", hermetic.virsh("domiftune", "web", tap.get("dev", ""), "--live")))
+    assert (found["inbound.average"], found["inbound.peak"], found["inbound.burst"]) == ("1000", "2000", "64")
+    assert found["outbound.average"] == "500"
+    assert re.search(r"rate 8Mbit ceil 16Mbit", hermetic.run("tc", "class", "show", "dev", tap.get("dev", "")))
+    tuned.at_rest()
+    del tuned.nic["bandwidth"], tuned.nic["link"]
+    tuned.apply()
+    assert tuned.live().find("devices/interface/bandwidth") is None
+    assert "htb" not in hermetic.run("tc", "qdisc", "show", "dev", tap.get("dev", ""))
+
+
+def threads_and_statistics(tuned: Tuned) -> None:
+    """A disk that is plugged in with a thread and limits of its own; what the balloon tells of memory."""
+    (tuned.folder / "fast.raw").write_bytes(bytes(4 * MIB))
+    fast = {"name": "fast", "path": f"{tuned.folder}/fast.raw", "format": "raw", "ioThread": 2, "detectZeroes": "on"}
+    fast["ioTune"] = {"total": {"iops": 100}}
+    tuned.spec |= {"ioThreads": 2, "disks": [tuned.disk, fast]}
+    tuned.devices["balloon"] = {"statsPeriodSeconds": 2}
+    tuned.apply()
+    wait_until(lambda: tuned.said(r"disks=\S*vdb:4194304"), 20, "the guest has the disk")
+    driver = tuned.live().find("devices/disk/driver[@iothread='2']")
+    assert driver is not None and driver.get("detect_zeroes") == "on"
+    period = tuned.live().find("devices/memballoon/stats")
+    assert period is not None and period.get("period") == "2"
+    wait_until(lambda: "usable" in tuned.hermetic.virsh("dommemstat", "web"), 20, "the guest tells of its memory")
+    tuned.at_rest()
+    tuned.spec["disks"] = [tuned.disk]
+    del tuned.spec["ioThreads"]
+    tuned.devices["balloon"] = {}
+    tuned.apply()
+    wait_until(lambda: tuned.live().find("iothreadids") is None, 30, "the threads are gone")
+    assert tuned.live().find("devices/memballoon/stats") is None
+
+
+def the_power_button_follows_an_agent_that_did_not_bring_it_about(tuned: Tuned) -> None:
+    """Each in its time, and nobody is forced."""
+    tuned.spec["runStrategy"] = "Halted"
+    began = time.monotonic()
+    tuned.apply()
+    assert tuned.said("KVMD-AGENT asked to power off") and tuned.said("KVMD-POWEROFF name=web")
+    assert time.monotonic() - began > tuned.spec["shutdown"]["timeouts"]["agent"]
+    assert tuned.agent.metric("kvmd_forced_stops_total") == 0
