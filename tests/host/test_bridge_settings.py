@@ -96,6 +96,29 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
         opened.close()
 
 
+@pytest.mark.shows(
+    "Bridge",
+    "mac",
+    "priority",
+    "helloTimeSeconds",
+    "maxAgeSeconds",
+    "ageingTimeSeconds",
+    "groupForwardMask",
+    "multicastSnooping",
+    "multicastQuerier",
+    "uplinks[].cost",
+    "uplinks[].priority",
+    "uplinks[].learning",
+    "uplinks[].flood",
+    "uplinks[].multicastFlood",
+    "uplinks[].broadcastFlood",
+    "uplinks[].isolated",
+    "uplinks[].hairpin",
+    "uplinks[].bpduGuard",
+    "uplinks[].rootGuard",
+    "uplinks[].fastLeave",
+)
+@pytest.mark.shows("Tap", "vnetHdr", "port.isolated")
 def test_every_setting_is_made_kept_and_taken_back(loop: Loop) -> None:
     loop.write(link("Bridge", "br0", BRIDGE) + link("Tap", "tap1", TAP))
     made = loop.net.links()["br0"]

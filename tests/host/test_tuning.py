@@ -110,6 +110,27 @@ def tuned(hermetic: Hermetic, tmp_path: Path) -> Iterator[Tuned]:
     wipe(hermetic)
 
 
+@pytest.mark.shows(
+    "VirtualMachine",
+    "disks[].ioTune.total.bytes",
+    "disks[].ioTune.total.iops",
+    "disks[].ioTune.read.bytes",
+    "disks[].ioTune.read.bytesBurst",
+    "disks[].ioTune.read.bytesBurstSeconds",
+    "disks[].ioTune.write.bytes",
+    "disks[].ioTune.iopsSize",
+    "interfaces[].bandwidth.inbound.average",
+    "interfaces[].bandwidth.inbound.peak",
+    "interfaces[].bandwidth.inbound.burst",
+    "interfaces[].bandwidth.outbound.average",
+    "disks[].ioThread",
+    "disks[].detectZeroes",
+    "ioThreads",
+    "devices.balloon.statsPeriodSeconds",
+    "devices.guestAgent",
+    "shutdown.timeouts.agent",
+    "shutdown.timeouts.acpi",
+)
 def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) -> None:
     """Each row: a leaf of the spec, and what libvirt, QEMU, the kernel or the guest then say of it."""
     identity, up = tuned.hermetic.virsh("domid", "web"), tuned.uptime()
