@@ -220,11 +220,9 @@ def volume(number: int, chance: Chance, names: Names) -> Document:
 
 def _shared(number: int, chance: Chance) -> dict[str, Any]:
     """What a machine has of its host: folders and devices."""
-    share = {"path": f"/srv/share{number}"} | chance.fields(
-        tag=("work", None), type=("virtiofs", "9p"), readOnly=(True, False)
-    )
-    if share.get("type") != "9p":
-        share.pop("readOnly", None)  # libvirt 9 refuses it
+    share: dict[str, Any] = {"path": f"/srv/share{number}"} | chance.fields(tag=("work", None))
+    # libvirt 9 refuses readOnly for virtiofs.
+    share |= chance.choice(({}, {"type": "virtiofs"}, {"type": "9p", "readOnly": chance.random() < 0.5}))
     devices = [{"pci": f"0000:{number % 200:02x}:00.0"}, {"usb": f"046d:{number:04x}"}]
     return chance.fields(
         filesystems=[[{"name": "data"} | share], []],

@@ -28,7 +28,7 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
     },
     ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
     **{
-        ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-on-new-libvirt", "needs passt")
+        ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")
         for leaf in ("protocol", "host", "guest")
     },
 }
