@@ -74,6 +74,7 @@ def at_rest(agent: Agent, name: str, seconds: float = 40) -> Any:
     return agent.object(f"VirtualMachine/{name}")
 
 
+@pytest.mark.shows("VirtualMachine", "memory.hotplug", "filesystems[].name", "filesystems[].path")
 def test_virtio_mem_and_a_share_of_a_running_guest(running: Agent, tmp_path: Path) -> None:
     """Memory comes and goes without a restart; the guest reads and writes a folder of the host."""
     agent, hermetic = running, running.hermetic
