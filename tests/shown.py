@@ -19,10 +19,22 @@ Field = tuple[str, str]  # kind and path below spec
 NOT_SHOWN: dict[Field, tuple[str, str]] = {
     ("Bridge", "addresses.dynamic"): ("uplink-moves-its-lease", "needs a DHCP server beyond the uplink"),
     **{
+        ("Bridge", leaf): ("vlans-filtered", "needs a kernel with CONFIG_BRIDGE_VLAN_FILTERING")
+        for leaf in ("vlanFiltering", "defaultPvid")
+    },
+    **{
         ("Vlan", leaf): (case, "needs a kernel with 802.1Q")
         for case, leaves in (
             ("created", ("nameOnHost", "addresses")),
             ("created-as-a-port", ("bridge", "mtu", "deletionPolicy")),
+        )
+        for leaf in leaves
+    },
+    **{
+        ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): (case, "the same as kernelBoot, for one boot")
+        for case, leaves in (
+            ("install-by-kernel-of-a-new-guest", ("initrd.path",)),
+            ("install-by-kernel-from-images", ("kernel.image", "initrd.image")),
         )
         for leaf in leaves
     },

@@ -66,7 +66,6 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
-    user_backends=("slirp",),
 )
 
 

@@ -18,6 +18,7 @@ from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
+from kvmd.host.trash import overdue_in
 from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume
 
 MOST_SERVERS = 1024
@@ -112,7 +113,8 @@ class StorageFacts:
             for name in _files_in(pool):
                 key = Key("volume", f"{pool.name}/{name}")
                 self._take(key, os.path.join(pool.path, name), before.get(key), anew=True)
-        self._store = {**self._images.facts(), **self._seeds.facts()}
+        trash = {Key("trash", pool.path): fact for pool in pools if (fact := overdue_in(pool.path)) is not None}
+        self._store = {**self._images.facts(), **self._seeds.facts(), **trash}
 
     def _look_at_marked(self) -> None:
         for key, known in list(self._volumes.items()):

@@ -139,6 +139,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.install.from.kernelBoot.initrd": {"path": "/x"},
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
+    "VirtualMachine.cpu.features": {"name": "aes"},
     "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
     "Network.forward.nat.ports": {"start": 1, "end": 65535},
     "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
@@ -220,9 +221,22 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
         node[name] = [inner] if part.endswith("[]") else {**node.get(name, {}), **inner}
         node = node[name][0] if part.endswith("[]") else node[name]
     _fit(node, trail, parts[-1], spec)
+    _fit_tuning(trail, parts[-1], spec)
     node |= BESIDE.get(f"{kind}.{leaf.path.replace('[]', '')}", {})
     node[parts[-1]] = leaf.example
     return spec
+
+
+def _fit_tuning(trail: str, name: str, spec: dict[str, Any]) -> None:
+    """What a tuned leaf needs elsewhere."""
+    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
+        "VirtualMachine.interfaces",
+        "queues",
+    ):
+        spec["interfaces"][0].pop("user", None)
+        spec["interfaces"][0]["network"] = "default"
+    if trail == "VirtualMachine.cpu.features":
+        spec["cpu"]["model"] = "host-model"
 
 
 def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> None:
@@ -241,12 +255,6 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
         _fit_disk(node, trail, name, spec)
     if trail == "VirtualMachine.interfaces.direct":
         spec["interfaces"][0].pop("user", None)
-    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
-        "VirtualMachine.interfaces",
-        "queues",
-    ):
-        spec["interfaces"][0].pop("user", None)
-        spec["interfaces"][0]["network"] = "default"
     if name in EXCLUSIVE.get(trail, ()):
         for other in EXCLUSIVE[trail]:
             node.pop(other, None)
