@@ -26,6 +26,11 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
+    **{
+        ("Network", f"bandwidth.{direction}.{leaf}"): ("bandwidth-waits-for-guests", "needs a kernel with sch_sfq")
+        for direction in ("inbound", "outbound")
+        for leaf in ("average", "peak", "burst")
+    },
     ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
     **{
         ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")

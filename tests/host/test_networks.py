@@ -138,6 +138,7 @@ def ten(agent: Agent) -> Iterator[Agent]:
         wipe(agent.hermetic)
 
 
+@pytest.mark.shows("Network", "forward.repair", "disruptionPolicy", "bridge.stp")
 def test_networks_change_under_ten_guests(ten: Agent) -> None:
     agent, hermetic = ten, ten.hermetic
     _leases_are_in_the_status(agent)
