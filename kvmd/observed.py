@@ -261,6 +261,16 @@ class File:
     kind: str
     inode: int = 0
     real: str = ""  # the path with every symbolic link followed
+    device: int = 0
+    replaced: str = ""  # a running guest has another file open that had this name: where that can be reached
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """What lies in the trash of a pool's directory for longer than it must be kept."""
+
+    path: str
+    overdue: tuple[str, ...]  # names of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +365,7 @@ Fact = (
     | Secret
     | Server
     | File
+    | Trash
     | Ports
     | LinkManager
     | Checkpoint

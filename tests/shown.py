@@ -19,6 +19,10 @@ Field = tuple[str, str]  # kind and path below spec
 NOT_SHOWN: dict[Field, tuple[str, str]] = {
     ("Bridge", "addresses.dynamic"): ("uplink-moves-its-lease", "needs a DHCP server beyond the uplink"),
     **{
+        ("Bridge", leaf): ("vlans-filtered", "needs a kernel with CONFIG_BRIDGE_VLAN_FILTERING")
+        for leaf in ("vlanFiltering", "defaultPvid")
+    },
+    **{
         ("Vlan", leaf): (case, "needs a kernel with 802.1Q")
         for case, leaves in (
             ("created", ("nameOnHost", "addresses")),
@@ -30,6 +34,14 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         ("Network", f"bandwidth.{direction}.{leaf}"): ("bandwidth-waits-for-guests", "needs a kernel with sch_sfq")
         for direction in ("inbound", "outbound")
         for leaf in ("average", "peak", "burst")
+    },
+    **{
+        ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): (case, "the same as kernelBoot, for one boot")
+        for case, leaves in (
+            ("install-by-kernel-of-a-new-guest", ("initrd.path",)),
+            ("install-by-kernel-from-images", ("kernel.image", "initrd.image")),
+        )
+        for leaf in leaves
     },
     ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
     **{

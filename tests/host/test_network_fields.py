@@ -92,7 +92,7 @@ def test_libvirt_takes_every_field_and_nothing_is_left_to_do(agent: Agent) -> No
         agent.write("campus.yaml", SPEC)
         agent.write("mute.yaml", MUTE)
         agent.start()
-        agent.wait_ready("Network/campus", "Network/mute", "Network/lan", seconds=60)
+        agent.wait_ready("Network/campus", "Network/mute", "Network/lan", seconds=90)
         assert "No changes" in agent.kvmd("plan")
         served = hermetic.run("cat", "/var/lib/libvirt/dnsmasq/campus.conf")
         for word in (
@@ -132,13 +132,13 @@ def _change_in_place(agent: Agent) -> None:
     changed = changed.replace("forwardDelaySeconds: 4", "forwardDelaySeconds: 3")
     agent.write("campus.yaml", changed)
     for word in ("dev='out1'", "expiry='21600'", "name='eight'", "average='11'"):
-        wait_until(lambda word=word: word in hermetic.virsh("net-dumpxml", "campus"), 30, word)  # type: ignore[misc]
-    wait_until(lambda: hermetic.links()["vb-campus"]["linkinfo"]["info_data"]["forward_delay"] == 300, 20, "delay")
-    agent.wait_ready("Network/campus")
+        wait_until(lambda word=word: word in hermetic.virsh("net-dumpxml", "campus"), 90, word)  # type: ignore[misc]
+    wait_until(lambda: hermetic.links()["vb-campus"]["linkinfo"]["info_data"]["forward_delay"] == 300, 60, "delay")
+    agent.wait_ready("Network/campus", seconds=90)
     assert json.dumps(agent.object("Network/campus")["status"]["pendingChanges"]) == "[]"  # type: ignore[index]
     agent.write("campus.yaml", SPEC)
-    wait_until(lambda: "dev='out0'" in hermetic.virsh("net-dumpxml", "campus"), 30, "back")
-    wait_until(lambda: hermetic.links()["vb-campus"]["linkinfo"]["info_data"]["forward_delay"] == 400, 20, "delay")
-    agent.wait_ready("Network/campus")
+    wait_until(lambda: "dev='out0'" in hermetic.virsh("net-dumpxml", "campus"), 90, "back")
+    wait_until(lambda: hermetic.links()["vb-campus"]["linkinfo"]["info_data"]["forward_delay"] == 400, 60, "delay")
+    agent.wait_ready("Network/campus", seconds=90)
     assert hermetic.links()["vb-campus"]["ifindex"] == before
     assert "No changes" in agent.kvmd("plan")

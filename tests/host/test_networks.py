@@ -138,7 +138,23 @@ def ten(agent: Agent) -> Iterator[Agent]:
         wipe(agent.hermetic)
 
 
-@pytest.mark.shows("Network", "forward.repair", "disruptionPolicy", "bridge.stp")
+@pytest.mark.shows(
+    "Network",
+    "bridge.forwardDelaySeconds",
+    "forward.repair",
+    "dns.hosts[].ip",
+    "dns.hosts[].names",
+    "dns.txt[].name",
+    "dns.txt[].value",
+    "dns.srv[].service",
+    "dns.srv[].protocol",
+    "dns.srv[].target",
+    "dns.srv[].port",
+    "portgroups[].name",
+    "portgroups[].default",
+    "disruptionPolicy",
+    "bridge.stp",
+)
 def test_networks_change_under_ten_guests(ten: Agent) -> None:
     agent, hermetic = ten, ten.hermetic
     _leases_are_in_the_status(agent)
