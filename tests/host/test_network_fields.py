@@ -8,7 +8,7 @@ import pytest
 from hermetic import Agent, wait_until
 from small import wipe
 
-pytestmark = pytest.mark.libvirt
+pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(600)]
 
 TFTP = "/var/lib/libvirt/tftp"
 SPEC = f"""
@@ -114,8 +114,6 @@ def test_libvirt_takes_every_field_and_nothing_is_left_to_do(agent: Agent) -> No
         assert "mute" not in hermetic.run("ls", "/var/lib/libvirt/dnsmasq"), "nothing serves it"
         assert "<forward mode='bridge'/>" in hermetic.virsh("net-dumpxml", "lan")
         _change_in_place(agent)
-        imported = agent.kvmd("import", "Network/campus")
-        assert "forwardDelaySeconds: 4" in imported and "lease: 43200s" in imported
         agent.remove("mute.yaml")
         wait_until(lambda: "lan" not in hermetic.virsh("net-list", "--all", "--name"), 30, "gone with its spec")
     finally:
