@@ -30,6 +30,14 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
+    **{
+        ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): (case, "the same as kernelBoot, for one boot")
+        for case, leaves in (
+            ("install-by-kernel-of-a-new-guest", ("initrd.path",)),
+            ("install-by-kernel-from-images", ("kernel.image", "initrd.image")),
+        )
+        for leaf in leaves
+    },
     ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
     **{
         ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")

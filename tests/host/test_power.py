@@ -235,6 +235,7 @@ def test_an_installer_runs_once_and_then_the_disk_boots(agent: Agent, tmp_path: 
     agent.kvmd("plan", "--detailed-exitcode")
 
 
+@pytest.mark.shows("VirtualMachine", "install.from.kernelBoot.kernel.path", "install.from.kernelBoot.args")
 def test_an_installer_that_is_a_kernel_runs_once_and_a_reboot_ends_it(agent: Agent, tmp_path: Path) -> None:
     """A kernel without a root: it panics, which reboots the guest, and then the disk boots."""
     console, disk, files = tmp_path / "web.console", tmp_path / "web.raw", guest_files()
