@@ -85,7 +85,7 @@ def _place(name: str) -> Place:
         if tune is not None and not len(tune):
             xmlmap.cut(root, "iotune")
 
-    # 0 is unlimited. A burst lasts 1 s unless something else is said: libvirt writes that 1 where a burst was taken out.
+    # 0 is unlimited. A burst lasts 1 s unless said otherwise: libvirt writes that 1 where one was taken out.
     nothing = (None, 0, 1) if name.endswith("_length") else (None, 0)
     return Place(lambda root: None if (value := plain.get(root)) in nothing else value, put)
 
