@@ -278,6 +278,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     devices |= chance.fields(
         rng=(True, False),
         guestAgent=(True, False),
+        tablet=(True, False),
+        sound=("ich9", "ac97", None),
         graphics=[
             chance.fields(
                 type=("vnc", "spice"),

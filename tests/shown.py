@@ -19,6 +19,10 @@ Field = tuple[str, str]  # kind and path below spec
 NOT_SHOWN: dict[Field, tuple[str, str]] = {
     ("Bridge", "addresses.dynamic"): ("uplink-moves-its-lease", "needs a DHCP server beyond the uplink"),
     **{
+        ("Bridge", leaf): ("vlans-filtered", "needs a kernel with CONFIG_BRIDGE_VLAN_FILTERING")
+        for leaf in ("vlanFiltering", "defaultPvid")
+    },
+    **{
         ("Vlan", leaf): (case, "needs a kernel with 802.1Q")
         for case, leaves in (
             ("created", ("nameOnHost", "addresses")),

@@ -15,7 +15,15 @@ from kvmd.api.resource import ANNOTATION_SUSPEND, Ref, Resource
 from kvmd.api.status import Condition
 from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
 from kvmd.observed import Key, Ledger, Observed
-from kvmd.ops import DomainDefine, DomainDestroy, DomainResume, DomainShutdown, DomainStart, LedgerWrite
+from kvmd.ops import (
+    DomainDefine,
+    DomainDestroy,
+    DomainResume,
+    DomainSetOnReboot,
+    DomainShutdown,
+    DomainStart,
+    LedgerWrite,
+)
 from kvmd.plan import safety
 from kvmd.plan.index import Index
 from kvmd.plan.look import Look, World
@@ -267,13 +275,13 @@ def _judge(base: ObjectPlan, draft: Draft, standing: str, look: Look) -> ObjectP
 
 
 def _power_only(draft: Draft) -> Draft:
-    """What the run strategy asks for: it is kept whatever becomes of a drifted definition.
+    """What the run strategy or an installer asks for: it is kept whatever becomes of a drifted definition.
 
     A restart is not: it would take nothing over from a definition that stays as it is, and be asked for again.
     """
     if any(isinstance(operation, DomainShutdown) and operation.restart for operation in draft.operations):
         return replace(draft, operations=())
-    acts = (DomainStart, DomainResume, DomainShutdown, DomainDestroy, LedgerWrite)
+    acts = (DomainStart, DomainResume, DomainShutdown, DomainDestroy, DomainSetOnReboot, LedgerWrite)
     kept = [i for i, operation in enumerate(draft.operations) if isinstance(operation, acts)]
     needed_by = tuple(draft.needed_by[i] for i in kept) if draft.needed_by else ()
     needs = tuple(dict.fromkeys(ref for each in needed_by for ref in each)) if needed_by else draft.needs
@@ -298,7 +306,7 @@ def _restart_required(draft: Draft) -> tuple[Condition, ...]:
     paths = ", ".join(pending.path for pending in draft.pending)
     count = len(draft.pending)
     message = f"{count} change{'s' * (count != 1)} wait{'s' * (count == 1)}: {paths}"
-    message += f"; when let through: {draft.noticed}" if draft.noticed else ""
+    message += f"{status.WHEN_LET_THROUGH}{draft.noticed}" if draft.noticed else ""
     return (Condition(status.RESTART_REQUIRED, True, "PendingChanges", message),)
 
 

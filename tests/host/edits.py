@@ -26,10 +26,13 @@ def changed(spec: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
         *steps, last = STEP.findall(path)
         place: Any = made
         for key, name in steps:
-            place = _item(place.setdefault(key, [] if name else {}), name)
+            if place.get(key) is None:
+                place[key] = [] if name else {}
+            place = _item(place[key], name)
         key, name = last
         if name:
-            _item(place.setdefault(key, []), name).update(value)
+            place[key] = place.get(key) or []
+            _item(place[key], name).update(value)
         else:
             place[key] = copy.deepcopy(value)
     return made
@@ -82,7 +85,7 @@ class Edited:
             )
             return found if ready and not json.loads(self.agent.http("/api/v1/plan")[1])["steps"] else None
 
-        found: dict[str, Any] = wait_until(there, seconds, f"{self.ref} at rest: {self.agent.object(self.ref)}")
+        found: dict[str, Any] = wait_until(there, seconds, f"{self.ref} is at rest")
         return found
 
 

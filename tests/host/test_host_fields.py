@@ -147,7 +147,7 @@ ROWS: list[tuple[str, str, str, Any, Look, Any]] = [
 ]
 
 # Taken out these stay as they are: what the kernel would have chosen depends on more than the link, or on chance.
-KEPT = {("Bridge", "mtu"), ("Bridge", "forwardDelaySeconds"), ("Tap", "mac"), ("Vxlan", "mtu")}
+KEPT = {("Bridge", "mtu"), ("Vxlan", "mtu")}
 
 
 def leaves_of(kind: str) -> list[str]:

@@ -9,24 +9,25 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from generators import Document, decoded, document, machine_for, worlds
+from generators import Document, decoded, document
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulator import Loop, Machine
+from worlds import machine_for, worlds
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Domain, Fact, Key, Link, Network
 from kvmd.ops import Impact
-from kvmd.plan.model import Cause, Desired, Plan, Rules, Step
+from kvmd.plan.model import Cause, Desired, ObjectPlan, Plan, Rules, Step
 from kvmd.plan.planner import make_plan
 
 # The same examples each time: what fails here fails everywhere.
 few = settings(
     max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-many = settings(few, max_examples=110)
+many = settings(few, max_examples=60)
 STOPS = (ops.DomainShutdown, ops.DomainDestroy)
 
 
@@ -35,6 +36,8 @@ def may_stop(step: Step, resources: Mapping[Ref, Resource], loop: Loop) -> bool:
     resource = resources.get(step.ref)
     if step.cause is Cause.PRUNE or resource is None:
         return step.cause is Cause.PRUNE
+    if step.ref.kind == "VirtualMachineRestore":
+        return True
     spec: Any = resource.spec
     memory = loop.memory.of(step.ref)
     asked = memory.restart or memory.power or resource.annotation("kvmd.dev/restarted-at") is not None
@@ -60,6 +63,20 @@ def converge(loop: Loop, resources: Mapping[Ref, Resource]) -> None:
     assert fresh.empty, [step.as_data() for step in fresh.steps]
 
 
+def end_installers(loop: Loop) -> bool:
+    """Power off, as an installer does at its end, where one runs; whether there was any."""
+    items = loop.plan().objects.items()
+    found = [ref for ref, item in items if any(condition.reason == "Installing" for condition in item.conditions)]
+    for ref in found:
+        loop.machine.stop(CONTROLLERS[ref.kind].host_key(ref, loop.resources[ref].spec).name, "shutdown")
+    return bool(found)
+
+
+def waits(item: ObjectPlan) -> bool:
+    """Whether it is not as asked; a way back to a snapshot that is external is refused, and rightly so."""
+    return not item.ready and not any(condition.reason == "Unsupported" for condition in item.conditions)
+
+
 def test_one_plan_is_enough() -> None:
     """From nothing, and from any specs to any others: a few rounds, then plan(desired, converged) is empty."""
     specs = 0
@@ -73,9 +90,10 @@ def test_one_plan_is_enough() -> None:
         loop = Loop(machine_for(*wished))
         for number, resources in enumerate(wished):
             converge(loop, resources)
+            if end_installers(loop):
+                converge(loop, resources)
             if number == 0:
-                waits = {str(ref): item.conditions for ref, item in loop.plan().objects.items() if not item.ready}
-                assert not waits
+                assert not {str(ref): item.conditions for ref, item in loop.plan().objects.items() if waits(item)}
 
     run()
     assert specs >= 1000

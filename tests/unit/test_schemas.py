@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from casework import EXAMPLES, resources_in
-from generators import Document, decoded, machine_for, worlds
+from generators import Document, decoded
 from hypothesis import HealthCheck, given, settings
 from lxml import etree
 from simulator import Loop
+from worlds import machine_for, worlds
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
@@ -46,7 +47,7 @@ def judge_all(executed: list[ops.Op]) -> int:
                 judge("network", xml)
             case ops.SnapshotTake(xml=xml):
                 judge("domainsnapshot", xml)
-            case ops.DomainUpdateDevice(xml=xml) | ops.DomainDetach(xml=xml) if xml:
+            case ops.DomainUpdateDevice(xml=xml) | ops.DomainDetach(xml=xml) | ops.DomainSetMemory(xml=xml) if xml:
                 judge("domain", DEVICE_OF.format(xml))
             case _:
                 continue

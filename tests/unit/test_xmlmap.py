@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from generators import Chance, Names, decoded, document, furnish, image, machine, machine_for, network, pool, volume
 from simulator import Loop
+from worlds import links_of_the_host, wide_machine
 
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, find_in, put_into
@@ -239,13 +240,14 @@ def specs_of(seed: int) -> dict[Ref, Resource]:
     chance, names = Chance(seed), Names()
     networks = [network(number, chance, names) for number in range(2)]
     storage = [make(number, chance, names) for make in (image, pool, volume) for number in range(2)]
-    return decoded([*networks, *storage, *(machine(number, chance, names) for number in range(3))])
+    return decoded([*networks, *storage, *(wide_machine(number, chance, names) for number in range(3))])
 
 
 @pytest.mark.libvirt
 def test_libvirt_takes_every_definition_and_gives_it_back_without_a_difference(definitions: Any) -> None:
     """New ones, and overlays from any spec to any other: accepted, and the next plan is empty."""
     loop = Loop(definitions)
+    definitions.facts |= links_of_the_host()
     for seed in range(40):
         resources = specs_of(seed)
         for resource in resources.values():

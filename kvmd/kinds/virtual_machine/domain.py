@@ -11,7 +11,7 @@ from kvmd import xmlmap
 from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
 from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
-from kvmd.kinds.virtual_machine.devices import AGENT, RNG
+from kvmd.kinds.virtual_machine.devices import AGENT, RNG, SOUND, TABLET
 from kvmd.kinds.virtual_machine.io_tune import IoTuneState
 from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
 from kvmd.plan.difference import Leave, at
@@ -250,6 +250,8 @@ class State(Board):
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))
     rng: bool = field(metadata=at("devices.rng", xml=RNG))
     guest_agent: bool = field(metadata=at("devices.guestAgent", xml=AGENT))
+    tablet: bool = field(metadata=at("devices.tablet", xml=TABLET))
+    sound: str | None = field(metadata=at("devices.sound", xml=SOUND))
     disks: tuple[DiskState, ...] = field(metadata=at("disks", keyed=True))
     interfaces: tuple[NicState, ...] = field(metadata=at("interfaces", keyed=True))
     shares: tuple[filesystems.FilesystemState, ...] = field(metadata=at("filesystems", keyed=True))

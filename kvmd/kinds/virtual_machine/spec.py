@@ -13,6 +13,7 @@ from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
+from kvmd.kinds.virtual_machine.devices import SoundModel
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.filesystems import Filesystem
 from kvmd.kinds.virtual_machine.firmware import Firmware
@@ -170,6 +171,18 @@ class Devices(SpecModel):
         update=Update.NEXT_BOOT,
     )
 
+    tablet: Boolean = leaf(
+        False,
+        about="A USB tablet, with which the pointer of a screen is where the mouse is.",
+        example=True,
+        update=Update.NEXT_BOOT,
+    )
+    sound: SoundModel | None = leaf(
+        None,
+        about="The model of a sound card; it is heard over SPICE.",
+        example="ich9",
+        update=Update.NEXT_BOOT,
+    )
     graphics: Graphics | None = branch(None, about="The screen; default none.")
     video: Video | None = branch(None, about="The video card; default vga where there is a screen, else none.")
     balloon: Balloon | None = branch(None, about="The balloon of the memory; default a virtio one.")

@@ -101,6 +101,8 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
         rng=spec.devices.rng,
         guest_agent=spec.devices.guest_agent,
+        tablet=spec.devices.tablet,
+        sound=spec.devices.sound,
         disks=_disks(spec.disks, config, domain),
         interfaces=interfaces,
         shares=filesystems.states_of(spec.filesystems),
