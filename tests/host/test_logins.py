@@ -80,6 +80,16 @@ def everything_said(agent: Agent) -> str:
     return "\n".join(said)
 
 
+@pytest.mark.shows(
+    "VirtualMachine",
+    "disks[].authFrom.user",
+    "disks[].authFrom.file",
+    "disks[].media.authFrom.user",
+    "disks[].media.authFrom.file",
+    "disks[].media.cookiesFrom.file",
+    "disks[].media.tls.caFile",
+    "disks[].media.tls.insecure",
+)
 def test_drives_behind_a_login(agent: Agent, servers: Servers) -> None:
     """CHAP, basic auth and a cookie over TLS, ftp and ssh: wrong words are told apart, right ones shown to nobody."""
     blocks = {name: offer_of(servers, name) for name in ("disk", "a", "b", "c", "d")}
