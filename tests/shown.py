@@ -43,6 +43,22 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
+    **{
+        ("VirtualMachine", f"disks[].{leaf}"): ("drives-with-logins-created", why)
+        for why, leaves in (
+            (
+                "a credential of systemd is a file to kvmd",
+                (
+                    "authFrom.systemdCredential",
+                    "cookiesFrom.systemdCredential",
+                    "media.authFrom.systemdCredential",
+                    "media.cookiesFrom.systemdCredential",
+                ),
+            ),
+            ("a disk is fetched as a medium is", ("cookiesFrom.file", "tls.caFile", "tls.insecure")),
+        )
+        for leaf in leaves
+    },
     ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
     **{
         ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")
