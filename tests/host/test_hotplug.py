@@ -83,7 +83,7 @@ def test_virtio_mem_and_a_share_of_a_running_guest(running: Agent, tmp_path: Pat
     share = f"  filesystems: [{{name: work, path: {tmp_path}/work}}]"
     sizes = "guest: {}Mi, maxGuest: 512Mi, hotplug: VirtioMem"
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(128), more=share))
-    before = wait_until(lambda: memory(agent, "web"), 60, "it is up")
+    before = wait_until(lambda: memory(agent, "web"), 120, "it is up")
     assert "KVMD-SHARE work hello=from the host" in (agent.folder / "web.console").read_text(errors="replace")
     assert (tmp_path / "work" / "answer").read_text() == "from web\n"
     at_rest(agent, "web")
@@ -113,7 +113,7 @@ def test_dimms_give_a_running_guest_more_memory_and_take_it_back(running: Agent)
     agent, hermetic = running, running.hermetic
     sizes = "guest: {}Mi, maxGuest: 512Mi, hotplug: Dimm"
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(128)))
-    before = wait_until(lambda: memory(agent, "web"), 60, "it is up")
+    before = wait_until(lambda: memory(agent, "web"), 120, "it is up")
     identity = hermetic.virsh("domid", "web")
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(256)))
     wait_until(lambda: memory(agent, "web") >= before + 128, 40, "128 MiB more")
