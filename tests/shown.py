@@ -59,7 +59,7 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
-    ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
+    ("VirtualMachine", "hostDevices[].pci"): ("host-devices-allowed", "needs a PCI device and an IOMMU"),
     **{
         ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")
         for leaf in ("protocol", "host", "guest")

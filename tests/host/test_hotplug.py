@@ -83,7 +83,7 @@ def test_virtio_mem_and_a_share_of_a_running_guest(running: Agent, tmp_path: Pat
     share = f"  filesystems: [{{name: work, path: {tmp_path}/work}}]"
     sizes = "guest: {}Mi, maxGuest: 512Mi, hotplug: VirtioMem"
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(128), more=share))
-    before = wait_until(lambda: memory(agent, "web"), 60, "it is up")
+    before = wait_until(lambda: memory(agent, "web"), 120, "it is up")
     assert "KVMD-SHARE work hello=from the host" in (agent.folder / "web.console").read_text(errors="replace")
     assert (tmp_path / "work" / "answer").read_text() == "from web\n"
     at_rest(agent, "web")
@@ -113,7 +113,7 @@ def test_dimms_give_a_running_guest_more_memory_and_take_it_back(running: Agent)
     agent, hermetic = running, running.hermetic
     sizes = "guest: {}Mi, maxGuest: 512Mi, hotplug: Dimm"
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(128)))
-    before = wait_until(lambda: memory(agent, "web"), 60, "it is up")
+    before = wait_until(lambda: memory(agent, "web"), 120, "it is up")
     identity = hermetic.virsh("domid", "web")
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(256)))
     wait_until(lambda: memory(agent, "web") >= before + 128, 40, "128 MiB more")
@@ -143,6 +143,7 @@ def test_a_guest_that_never_lets_go_of_its_disk_is_asked_again_and_holds_up_noth
     at_rest(agent, "web")
 
 
+@pytest.mark.shows("VirtualMachine", "hostDevices[].name", "hostDevices[].usb")
 def test_a_device_of_the_host_is_refused_until_policy_names_it(running: Agent) -> None:
     agent, hermetic = running, running.hermetic
     agent.write("web.yaml", vm("web", more="  hostDevices: [{name: key, usb: '046d:c52b'}]"))
@@ -181,6 +182,8 @@ def huge_pages(hermetic: Hermetic) -> Iterator[None]:
     HUGE.write_text(before)
 
 
+@pytest.mark.shows("VirtualMachine", "memory.hugepages.size", "devices.tablet", "devices.sound")
+@pytest.mark.shows("VirtualMachine", "filesystems[].tag", "filesystems[].type", "filesystems[].readOnly")
 @pytest.mark.usefixtures("huge_pages")
 def test_huge_pages_spice_tablet_sound_and_9p_in_one_machine(running: Agent, tmp_path: Path) -> None:
     agent, hermetic = running, running.hermetic
@@ -188,13 +191,13 @@ def test_huge_pages_spice_tablet_sound_and_9p_in_one_machine(running: Agent, tmp
     secret.write_text("word1234")
     secret.chmod(0o600)
     graphics = f"graphics: {{type: spice, passwordFrom: {{file: {secret}}}}}"
-    share = f"  filesystems: [{{name: old, path: {tmp_path}, type: 9p, readOnly: true}}]"
+    share = f"  filesystems: [{{name: old, tag: past, path: {tmp_path}, type: 9p, readOnly: true}}]"
     screen = f"  devices: {{{graphics}, tablet: true, sound: ich9}}\n{share}"
     agent.write("web.yaml", vm("web", "Always", memory="64Mi, hugepages: {size: 2Mi}", more=screen))
     at_rest(agent, "web", 60)
     live = hermetic.virsh("dumpxml", "web")
     assert "<hugepages>" in live and "type='spice'" in live
     assert "<input type='tablet' bus='usb'>" in live and "<sound model='ich9'>" in live
-    assert "<target dir='old'/>" in live and "<readonly/>" in live
+    assert "<target dir='past'/>" in live and "<readonly/>" in live
     free = int(re.findall(r"HugePages_Free: *(\d+)", Path("/proc/meminfo").read_text())[0])
     assert free <= 48 - 32
