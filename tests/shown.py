@@ -26,7 +26,30 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
-    ("VirtualMachine", "memory.hotplug"): ("created-with-all-it-names", "has one value"),
+    **{
+        ("Bridge", leaf): ("vlan-filtering-on-a-kernel-without", "needs a kernel whose bridges filter VLANs")
+        for leaf in ("vlanFiltering", "defaultPvid")
+    },
+    **{
+        ("VirtualMachine", f"disks[].{leaf}"): ("drives-with-logins-created", "as for the other drive and source")
+        for leaf in (
+            "authFrom.systemdCredential",
+            "cookiesFrom.file",
+            "cookiesFrom.systemdCredential",
+            "tls.caFile",
+            "tls.insecure",
+            "media.authFrom.systemdCredential",
+            "media.cookiesFrom.systemdCredential",
+        )
+    },
+    **{
+        ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): ("install-by-kernel-of-a-new-guest", "as kernelBoot's")
+        for leaf in ("kernel.image", "initrd.path", "initrd.image")
+    },
+    **{
+        ("VirtualMachine", f"hostDevices[].{leaf}"): ("host-devices-allowed", "needs a device to give away")
+        for leaf in ("name", "pci", "usb")
+    },
     **{
         ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")
         for leaf in ("protocol", "host", "guest")
