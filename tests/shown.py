@@ -26,6 +26,7 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
+    ("Network", "forward.device"): ("another-way-out-in-place", "firewall rules of libvirt's"),
     **{
         ("Bridge", leaf): ("vlan-filtering-on-a-kernel-without", "needs a kernel whose bridges filter VLANs")
         for leaf in ("vlanFiltering", "defaultPvid")
