@@ -261,6 +261,16 @@ class File:
     kind: str
     inode: int = 0
     real: str = ""  # the path with every symbolic link followed
+    device: int = 0
+    replaced: str = ""  # a running guest has another file open that had this name: where that can be reached
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """What lies in the trash of a pool's directory for longer than it must be kept."""
+
+    path: str
+    overdue: tuple[str, ...]  # names of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +347,7 @@ class Host:
     lacking: tuple[str, ...] = ()  # what machines may need beside QEMU and this host has not: swtpm, ovmf
     users: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
-    user_backends: tuple[str, ...] = ()  # of user-mode networks: slirp, passt
+    user_backends: tuple[str, ...] = ("slirp",)  # of user-mode networks: slirp, passt; what any QEMU has until asked
     lacking_links: tuple[str, ...] = ()  # kinds of link that this kernel was found not to know
 
     def canonical_machine(self, machine: str) -> str:
@@ -355,6 +365,7 @@ Fact = (
     | Secret
     | Server
     | File
+    | Trash
     | Ports
     | LinkManager
     | Checkpoint

@@ -39,6 +39,7 @@ from kvmd.observed import (
     Snapshot,
     Stacked,
     Transfer,
+    Trash,
     Volume,
 )
 from kvmd.plan.model import Desired, Memory, ObjectPlan, Plan, Rules
@@ -66,6 +67,8 @@ WORDS = {
 }
 WORDS |= {"managers", "checkpoints", "moved"}
 WORDS |= {"rules", "source", "memory", "missingFor", "firstLook", "confirmed", "pruneApproved", "pruned"}
+WORDS |= {"replacedFiles"}  # of running guests, and where what they have open can be reached
+WORDS |= {"trash"}  # directories of pools, and what lies in their trash for long enough
 WORDS |= {"secrets"}  # what stands for the password in each, before and now
 
 
@@ -178,10 +181,17 @@ class Situation:
             word = said.get(when, said["now"])
             self.machine.facts[Key("secret", name)] = Secret(name, digest=word, password=word)
 
-    def _disturb(self) -> None:
-        """What somebody, or the guests, have done since."""
+    def _disturb_files(self) -> None:
         for path in self.words.get("missingFiles", ()):
             self.machine.facts[Key("file", path)] = File(path, "missing")
+        for path, held in self.words.get("replacedFiles", {}).items():
+            self.machine.facts[Key("file", path)] = File(path, "regular", 2, path, replaced=held)
+        for path, names in self.words.get("trash", {}).items():
+            self.machine.facts[Key("trash", path)] = Trash(path, tuple(names))
+
+    def _disturb(self) -> None:
+        """What somebody, or the guests, have done since."""
+        self._disturb_files()
         if "forwarding" in self.words:
             said = {"ipv4": True, "ipv6": True, **self.words["forwarding"]}
             lists = {name: tuple(map(_frozen, said[name])) for name in ("rules", "astray") if name in said}

@@ -248,6 +248,7 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         runStrategy=("Always", "RerunOnFailure", "Once", "Manual", "Halted"),
         accelerator=("auto", "tcg", None),
         cpu=[_cpu(chance)],
+        ioThreads=(2, 3),
         kernelBoot=boots,
         firmware=[
             {},
@@ -268,7 +269,6 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         cloudInit=[_cloud_init(chance)],
     )
     spec |= {} if kind == "q35" and chance.random() < 0.5 else {"machine": kind}
-    spec |= chance.fields(ioThreads=(2, 3))
     spec["disks"] = list(_disks(f"vm{number}", spec, chance, orders))
     _use_objects(spec, chance, names)
     spec["interfaces"] = list(_interfaces(number, chance, names, orders))
@@ -278,6 +278,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     devices |= chance.fields(
         rng=(True, False),
         guestAgent=(True, False),
+        tablet=(True, False),
+        sound=("ich9", "ac97", None),
         graphics=[
             chance.fields(
                 type=("vnc", "spice"),
@@ -288,11 +290,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
         ],
         video=[{"model": model} for model in ("vga", "virtio", "none", "cirrus")],
         balloon=[
-            chance.fields(
-                model=("virtio", "virtio-non-transitional"),
-                statsPeriodSeconds=(5, None),
-                freePageReporting=(True, False),
-            ),
+            chance.fields(model=("virtio", "virtio-non-transitional"), statsPeriodSeconds=(5, None)),
+            {"freePageReporting": True} | chance.fields(statsPeriodSeconds=(5, 9)),
             {"model": "none"},
             None,
         ],
@@ -337,6 +336,9 @@ def _cpu(chance: Chance) -> dict[str, Any]:
     vcpus = chance.randint(1, 4)
     cpu = chance.fields(model=("host-model", "maximum", "Nehalem", None))
     cpu |= chance.choice(({}, {"vcpus": vcpus}, {"vcpus": vcpus, "maxVcpus": 4}))
+    if cpu.get("model"):
+        features = [{"name": "aes"}, {"name": "pae", "policy": "optional"}, {"name": "x2apic", "policy": "disable"}]
+        cpu |= chance.fields(features=(features[:2], features[1:], []))
     if chance.random() < 0.25:
         cpu["topology"] = {"sockets": cpu.get("maxVcpus", cpu.get("vcpus", 1)), "cores": 1}
     return cpu
@@ -351,7 +353,7 @@ def _io_tune(chance: Chance) -> dict[str, Any]:
 
     tune: dict[str, Any] = {}
     for word in ("bytes", "iops"):
-        for way in chance.choice((("total",), ("read", "write"), ("write",), ())):
+        for way in chance.choice((("total",), ("read", "write"), ("read", "write"), ())):
             tune[way] = tune.get(way, {}) | limit(word)
     counted = any("iops" in limit for limit in tune.values())
     return tune | (chance.fields(iopsSize=("4Ki",)) if counted else {})
@@ -384,7 +386,7 @@ def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterat
                 cache=("none", "writeback", "default"),
                 discard=("unmap", "ignore", "default"),
                 detectZeroes=("on", "unmap", "default"),
-                ioTune=(_io_tune(chance), None),
+                ioTune=(_io_tune(chance), _io_tune(chance), None),
                 **({"ioThread": (1, 2, None)} if "ioThreads" in spec else {}),
             )
             if disk.get("bus", "virtio") != "virtio":
@@ -401,8 +403,8 @@ def _disks(machine: str, spec: Mapping[str, Any], chance: Chance, orders: Iterat
 def _bandwidth(chance: Chance) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for way in chance.some(("inbound", "outbound"), 2):
-        found[way] = {"average": chance.choice(("10M", "128k"))} | chance.fields(burst=("512Ki",))
-        found[way] |= chance.fields(peak=("20M",)) if "burst" in found[way] else {}
+        bursts = chance.choice(({}, {"burst": "512Ki"}, {"burst": "512Ki", "peak": "20M"}))
+        found[way] = {"average": chance.choice(("10M", "128k"))} | bursts
     return found
 
 
@@ -419,7 +421,7 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
             mac=(f"52:54:0:0:{number}:{name[-1]}",), model=("virtio", "e1000", "rtl8139"), link=("up", "down")
         )
         if "user" not in nic:
-            nic |= chance.fields(bandwidth=(_bandwidth(chance), None))
+            nic |= chance.fields(bandwidth=(_bandwidth(chance), _bandwidth(chance), None))
             nic |= (
                 chance.fields(queues=(2, None)) if nic.get("model", "virtio") == "virtio" and "tap" not in nic else {}
             )

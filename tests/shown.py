@@ -19,6 +19,10 @@ Field = tuple[str, str]  # kind and path below spec
 NOT_SHOWN: dict[Field, tuple[str, str]] = {
     ("Bridge", "addresses.dynamic"): ("uplink-moves-its-lease", "needs a DHCP server beyond the uplink"),
     **{
+        ("Bridge", leaf): ("vlans-filtered", "needs a kernel with CONFIG_BRIDGE_VLAN_FILTERING")
+        for leaf in ("vlanFiltering", "defaultPvid")
+    },
+    **{
         ("Vlan", leaf): (case, "needs a kernel with 802.1Q")
         for case, leaves in (
             ("created", ("nameOnHost", "addresses")),
@@ -27,10 +31,6 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         for leaf in leaves
     },
     ("Network", "forward.device"): ("another-way-out-in-place", "firewall rules of libvirt's"),
-    **{
-        ("Bridge", leaf): ("vlan-filtering-on-a-kernel-without", "needs a kernel whose bridges filter VLANs")
-        for leaf in ("vlanFiltering", "defaultPvid")
-    },
     **{
         ("VirtualMachine", f"disks[].{leaf}"): ("drives-with-logins-created", "as for the other drive and source")
         for leaf in (
@@ -44,12 +44,16 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
     },
     **{
-        ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): ("install-by-kernel-of-a-new-guest", "as kernelBoot's")
-        for leaf in ("kernel.image", "initrd.path", "initrd.image")
-    },
-    **{
         ("VirtualMachine", f"hostDevices[].{leaf}"): ("host-devices-allowed", "needs a device to give away")
         for leaf in ("name", "pci", "usb")
+    },
+    **{
+        ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): (case, "the same as kernelBoot, for one boot")
+        for case, leaves in (
+            ("install-by-kernel-of-a-new-guest", ("initrd.path",)),
+            ("install-by-kernel-from-images", ("kernel.image", "initrd.image")),
+        )
+        for leaf in leaves
     },
     **{
         ("VirtualMachine", f"interfaces[].user.portForward[].{leaf}"): ("port-forward-with-passt", "needs passt")

@@ -66,7 +66,6 @@ SOME_HOST = Host(
     machines=MACHINES,
     users=(("root", 0), ("libvirt-qemu", 64055)),
     groups=(("root", 0), ("kvm", 106)),
-    user_backends=("slirp",),
 )
 
 
@@ -982,7 +981,8 @@ class Loop:
                 self.applied = self.applied | {ref: _applied(item.resource, 0)}
             elif item.ready and (known is None or not known.records(item.resource, item.generation)):
                 self.applied = self.applied | {ref: _applied(item.resource, item.generation)}
-        gone = [ref for ref in self.applied if ref not in self.resources and ref not in self.machine.observed().marks]
+        there = self.machine.observed().marks
+        gone = [ref for ref in self.applied if ref not in self.resources and ref not in there]
         self.applied = {ref: item for ref, item in self.applied.items() if ref not in gone}
 
     def converge(self, resources: Mapping[Ref, Resource] | None = None, rounds: int = 12) -> list[Plan]:

@@ -47,6 +47,8 @@ def execute(facts: MutableMapping[Key, Fact], operation: ops.StorageOp) -> None:
         case ops.VolumeTrash(path=path):
             _refuse_in_use(facts, path)
             del facts[Key("volume", operation.name)]
+        case ops.TrashEmpty(path=path):
+            del facts[Key("trash", path)]
         case ops.SeedWrite(name=name, path=path):
             facts[Key("seed", name)] = File(path, "regular", 1, path)
         case ops.SeedRemove():

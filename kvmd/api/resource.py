@@ -165,8 +165,14 @@ def steering(annotations: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in annotations.items() if name.startswith(ANNOTATION_PREFIX)}
 
 
+# Asked for first: most of a spec is that, and to find that it is no Mapping takes ten times as long.
+_SCALAR = (str, int, float, type(None))
+
+
 def canonical(value: Any) -> Any:
     """Sort lists of named items by name, so that their order means nothing."""
+    if isinstance(value, _SCALAR):
+        return value
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -190,6 +196,9 @@ def with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def leaf_paths(value: Any, path: str = "") -> Iterator[str]:
     """Yield the path of every leaf; items of named lists by name, other lists as one leaf."""
+    if isinstance(value, _SCALAR):
+        yield path
+        return
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from leaf_paths(item, f"{path}.{key}" if path else str(key))

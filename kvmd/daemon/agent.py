@@ -116,6 +116,7 @@ class DaemonAgent:
         if chosen is None:
             return Answer(64, f"'{verb}' is not an act", f"one of: {', '.join(acts)}")
         reply: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._assembly.heard.doubt()  # who has just saved a file and asks means that very file
         self._requests.put((lambda: chosen(reference, options | {"verb": verb}), reply))
         self._assembly.wake.set()
         try:

@@ -16,6 +16,7 @@ from kvmd.host import Host
 from kvmd.kinds import CONTROLLERS
 from kvmd.settings import Settings
 from kvmd.sources.directory import Directory
+from kvmd.sources.heard import Heard
 from kvmd.sources.store import Store
 from kvmd.telemetry.events import Events
 from kvmd.telemetry.metrics import Metrics
@@ -32,6 +33,7 @@ class Assembly:
     metrics: Metrics
     events: Events
     wake: threading.Event
+    heard: Heard
     host: Host
     executor: Executor
     reconciler: Reconciler
@@ -54,7 +56,8 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
     host = Host(settings, metrics, wake.set, namespace)
     good = Store(os.path.join(settings.paths.state, "specs.jsonl"))
     specs = {kind: controller.Spec for kind, controller in CONTROLLERS.items()}
-    directory = Directory(settings.source.path, settings.source, specs, good)
+    heard = Heard()
+    directory = Directory(settings.source.path, settings.source, specs, good, heard)
 
     def tell(object_: str, reason: str, message: str, warning: bool) -> None:
         events.add(object_, reason, message, warning=warning)
@@ -64,7 +67,7 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
     executor = Executor(host.hand, settings.workers, settings.libvirt, wake.set, _give_up)
     records = Records(good, Store(os.path.join(settings.paths.state, "applied.jsonl")))
     reconciler = Reconciler(settings, host, Sources(directory, records), executor, tell)
-    return Assembly(settings, metrics, events, wake, host, executor, reconciler)
+    return Assembly(settings, metrics, events, wake, heard, host, executor, reconciler)
 
 
 def _give_up() -> None:

@@ -79,7 +79,7 @@ class Daemon:
         """Serve, watch and turn until told to stop. Guests are left running."""
         self._catch_signals()
         settings = self._assembly.settings
-        watch = Watch(settings.source.path, self._assembly.wake.set)
+        watch = Watch(settings.source.path, self._assembly.wake.set, self._assembly.heard)
         watch.start()
         self._server.start()
         self._log.info(
@@ -105,6 +105,7 @@ class Daemon:
             self._notify.reloading()
             self._read_settings_again()
             self._assembly.host.forget_everything()
+            self._assembly.heard.doubt()
             self._notify.ready("reloaded")
         self._stay_reachable()
         self._agent.serve_requests()

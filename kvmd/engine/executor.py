@@ -42,7 +42,7 @@ class Hand(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Steps that run together: one step, or the link steps of one connected component as one batch."""
+    """Steps that run together: one step, or link steps as one batch."""
 
     steps: tuple[Step, ...]
     batch: bool = False

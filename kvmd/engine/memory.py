@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.backoff import delay_seconds
 from kvmd.engine.executor import Outcome
+from kvmd.errors import Stale
 from kvmd.observed import Domain, Observed
 from kvmd.plan.model import Cause, Memory, ObjectMemory, ObjectPlan, Plan, Step
 from kvmd.plan.safety import HOUR_SECONDS
@@ -22,6 +23,20 @@ FRUITLESS_SECONDS = 600.0
 BOOT_BALLOON_SECONDS = 30.0
 BALLOON_SECONDS = 5.0
 _REPEATABLE = (ops.DomainShutdown, ops.LedgerWrite)
+# What heals a network may come again at once where it had its effect before somebody undid it, but two programs that
+# undo each other's work shall not do so for ever: so often, and not closer together.
+_HEALING = (ops.LinkOp, ops.NetworkStart)
+MOST_RELAPSES = 20
+RELAPSE_SECONDS = 0.25
+MOST_STALE = 3  # failures in a row for which nothing is wrong but that the host changed meanwhile
+
+
+class _Success(NamedTuple):
+    operations: tuple[ops.Op, ...]
+    at: float
+    times: int = 1  # how often in a row without an effect
+    worked: bool = False  # the object was seen as asked since
+    relapses: int = 0  # how often it worked before, and was undone
 
 
 class Remembering:
@@ -32,7 +47,8 @@ class Remembering:
         self._steady = settings.model_copy(update={"jitter": 0.0})
         self._objects: dict[Ref, ObjectMemory] = {}
         self._specs: dict[Ref, Resource] = {}
-        self._successes: dict[Ref, tuple[tuple[ops.Op, ...], float, int]] = {}
+        self._successes: dict[Ref, _Success] = {}
+        self._unseen: set[Ref] = set()  # whose last success was not yet seen to have an effect
         self._pruned: tuple[tuple[float, Ref], ...] = ()
         self.prune_approved: frozenset[Ref] = frozenset()
         self.confirmed: frozenset[Ref] | None = frozenset()
@@ -112,6 +128,7 @@ class Remembering:
 
     def take_plan(self, plan: Plan, now: float) -> None:
         """What a guest was given time for has come true, or nobody wants it any more."""
+        self._see_effects(plan)
         for ref in plan.held:
             if self.of(ref).held_since is None:
                 self.change(ref, held_since=now)
@@ -123,6 +140,14 @@ class Remembering:
                 self.change(ref, held_since=None)
             if item.balloon_until is not None and ref in plan.objects and plan.objects[ref].ready:
                 self.change(ref, balloon_until=None)
+
+    def _see_effects(self, plan: Plan) -> None:
+        for ref in list(self._unseen):
+            done = plan.objects.get(ref)
+            if done is not None and done.ready and done.step is None:
+                self._unseen.discard(ref)
+                if (success := self._successes.get(ref)) is not None:
+                    self._successes[ref] = success._replace(worked=True)
 
     def start(self, step: Step) -> None:
         """The step is given to a worker."""
@@ -137,11 +162,16 @@ class Remembering:
     def fruitless_until(self, step: Step, now: float) -> float | None:
         """When a step may be repeated that succeeded just before without having its effect; None: now."""
         success = self._successes.get(step.ref)
-        if success is None or success[0] != step.operations or now - success[1] > FRUITLESS_SECONDS:
+        if success is None or success.operations != step.operations or now - success.at > FRUITLESS_SECONDS:
             return None
         if any(isinstance(operation, _REPEATABLE) for operation in step.operations):
             return None
-        until = success[1] + delay_seconds(success[2], self._steady)
+        heals = success.worked and all(isinstance(operation, _HEALING) for operation in step.operations)
+        if heals and success.relapses < MOST_RELAPSES:
+            until = success.at + RELAPSE_SECONDS
+        else:
+            count = success.relapses - MOST_RELAPSES + 1 if heals else success.times
+            until = success.at + delay_seconds(count, self._steady)
         return until if until > now else None
 
     def end(self, outcome: Outcome, now: float) -> None:
@@ -149,24 +179,35 @@ class Remembering:
         ref, step = outcome.step.ref, outcome.step
         if outcome.error is not None:
             attempts = self.of(ref).attempts + 1
+            soon = isinstance(outcome.error, Stale) and attempts <= MOST_STALE
             self.change(
                 ref,
                 busy="",
                 overdue="",
                 attempts=attempts,
-                next_try=now + delay_seconds(attempts, self._settings),
+                next_try=now if soon else now + delay_seconds(attempts, self._settings),
                 error=str(outcome.error),
                 error_class=type(outcome.error).__name__,
             )
         else:
-            before = self._successes.get(ref)
-            count = before[2] + 1 if before is not None and before[0] == step.operations else 1
-            self._successes[ref] = (step.operations, now, count)
+            success = self._succeeded(ref, step, now)
+            fruitless = success.times - 1
             self.change(
-                ref, busy="", overdue="", attempts=0, next_try=0.0, error="", error_class="", fruitless=count - 1
+                ref, busy="", overdue="", attempts=0, next_try=0.0, error="", error_class="", fruitless=fruitless
             )
         for operation in outcome.done:
             self._note(ref, operation, now)
+
+    def _succeeded(self, ref: Ref, step: Step, now: float) -> _Success:
+        """Note what was done; the same again counts as fruitless, or as a relapse where it had its effect before."""
+        before, success = self._successes.get(ref), _Success(step.operations, now)
+        if before is not None and before.operations == step.operations:
+            heals = before.worked and all(isinstance(operation, _HEALING) for operation in step.operations)
+            times, relapses = (1, before.relapses + 1) if heals else (before.times + 1, before.relapses)
+            success = success._replace(times=times, relapses=relapses)
+        self._successes[ref] = success
+        self._unseen.add(ref)
+        return success
 
     def _note(self, ref: Ref, operation: ops.Op, now: float) -> None:
         match operation:

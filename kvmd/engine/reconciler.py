@@ -26,8 +26,10 @@ from kvmd.settings import Settings
 from kvmd.sources.directory import Directory
 from kvmd.sources.snapshot import Snapshot
 
+LINK_STEPS = 256  # in one batch
 LOOK_AGAIN_SECONDS = 1.0  # at what could not be read
 
+_SECRET_USERS = {kind: each for kind, each in CONTROLLERS.items() if isinstance(each, SecretUser)}
 Tell = Callable[[str, str, str, bool], None]  # object, reason, message, warning
 
 
@@ -269,8 +271,8 @@ class Reconciler:
 
 
 def _secrets_of(resource: Resource) -> tuple[str, ...]:
-    controller = CONTROLLERS[resource.ref.kind]
-    return controller.secrets(resource.spec) if isinstance(controller, SecretUser) else ()
+    controller = _SECRET_USERS.get(resource.ref.kind)
+    return controller.secrets(resource.spec) if controller is not None else ()
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -292,7 +294,7 @@ def rules_of(settings: Settings) -> Rules:
 
 
 def _jobs(steps: tuple[Step, ...]) -> list[Job]:
-    """Steps that can start now: alone, or all link steps that hang together as one batch."""
+    """Steps that can start now: alone, or link steps as batches, those that hang together in the same one."""
     batches: dict[Ref, list[Step]] = {}
     alone: list[Job] = []
     for step in steps:
@@ -306,7 +308,24 @@ def _jobs(steps: tuple[Step, ...]) -> list[Job]:
         elif not step.after:
             alone.append(Job((step,)))
     groups = {id(group): group for group in batches.values()}
-    return [Job(tuple(group), batch=True) for group in groups.values()] + alone
+    return [Job(tuple(group), batch=True) for group in _gathered(list(groups.values()))] + alone
+
+
+def _gathered(groups: list[list[Step]]) -> list[list[Step]]:
+    """Groups of link steps in few batches, since all links are read before and after each.
+
+    What deletes is left alone and comes last: bridges go slowly, and nothing shall wait for them.
+    """
+    found: list[list[Step]] = []
+    deleting: list[list[Step]] = []
+    for group in groups:
+        if any(isinstance(operation, ops.LinkDelete) for step in group for operation in step.operations):
+            deleting.append(group)
+        elif found and len(found[-1]) + len(group) <= LINK_STEPS:
+            found[-1] += group
+        else:
+            found.append(list(group))
+    return found + deleting
 
 
 def _needs_libvirt(step: Step) -> bool:

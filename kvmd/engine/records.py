@@ -51,8 +51,9 @@ class Records:
 
     def forget_gone(self, plan: Plan, may_go: Callable[[Ref], bool]) -> list[Ref]:
         """Forget what was applied of objects that are neither asked for nor there; returns them. Raises Retry."""
-        known = {*self.applied, *self._good.objects()}  # what never came to be is in the second alone
-        gone = [ref for ref in known if ref not in plan.objects and may_go(ref)]
+        there = plan.objects.keys()  # what never came to be is in the second store alone
+        known = (self.applied.keys() - there) | (self._good.objects().keys() - there)
+        gone = [ref for ref in known if may_go(ref)]
         for ref in gone:
             self._good.remove(ref)
             self._store.remove(ref)

@@ -14,6 +14,7 @@ from kvmd.plan.model import Window, WindowUser
 
 JUMP_SECONDS = 1.0  # the time of day was set: intervals are reckoned anew
 Interval = tuple[float, float]
+_WINDOW_USERS = {kind: each for kind, each in CONTROLLERS.items() if isinstance(each, WindowUser)}
 
 
 class Windows:
@@ -26,8 +27,8 @@ class Windows:
 
     def take(self, ref: Ref, resource: Resource | None) -> None:
         """Note the window of a new spec; None where the spec is gone."""
-        controller = CONTROLLERS.get(ref.kind)
-        found = controller.window(resource.spec) if resource and isinstance(controller, WindowUser) else None
+        controller = _WINDOW_USERS.get(ref.kind)
+        found = controller.window(resource.spec) if resource and controller is not None else None
         if found == self._windows.get(ref):
             return
         self._windows.pop(ref, None)

@@ -29,6 +29,7 @@ from kvmd.host.link_managers import LinkManagers
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
+from kvmd.host.opened import Opened
 from kvmd.host.preflight import lacking_links, usable_kvm
 from kvmd.host.seeds import Seeds
 from kvmd.host.storage_acts import Storage, StorageActs
@@ -58,12 +59,14 @@ class Host:
         self._links_stale = threading.Event()
         self._links_stale.set()
         self._links_read_at = 0.0
+        self._batches = 0  # of links, at work now
         self._link_facts: Mapping[Key, Link] = {}
         self._links_complete = False
         self._monitor = LinkMonitor(self._on_links, namespace)
         self._monitor.start()
         self.libvirt = LibvirtFacts(settings.libvirt, recorder, wake)
         self.files = Files()
+        self._opened = Opened()
         self._managers = LinkManagers()
         self._leases = LeaseFiles()
         self._forwarding = ForwardingFacts(settings.libvirt.relist, wake)
@@ -87,7 +90,7 @@ class Host:
             missing.add(LIBVIRT)
         if not self._look_at_links():
             missing.add(LINKS)
-        files = self.files.look(paths)
+        files = self._opened.look(self.files.look(paths), domains, self.libvirt.holders)
         host = self._host_fact()
         storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
         managers = self._managers.look(self._link_facts)
@@ -139,7 +142,9 @@ class Host:
         uuid = getattr(operation, "uuid", "")
         if uuid:
             self.libvirt.mark_stale(kind, uuid)
-            if kind == "network":
+            if isinstance(operation, ops.NetworkRepair):
+                self._forwarding.forget()
+            elif kind == "network":
                 self._forwarding.mark_stale()
             if kind == "network" or isinstance(operation, _MOVES_TAPS):
                 self._links_stale.set()
@@ -162,7 +167,20 @@ class Host:
 
     def _on_links(self, _names: frozenset[str] | None) -> None:
         self._links_stale.set()
-        self._wake()
+        if not self._batches:
+            self._wake()
+
+    def execute_links(self, operations: Sequence[ops.LinkOp]) -> list[KvmdError | None]:
+        """Carry out a batch; its own news, hundreds of messages, need no look before its end, which wakes anyway."""
+        long = any(isinstance(operation, ops.LinkDelete) for operation in operations)
+        with self._lock:
+            self._batches += not long
+        try:
+            return self.links.execute(operations)
+        finally:
+            with self._lock:
+                self._batches -= not long
+            self.mark_stale(operations[0])
 
     def _look_at_links(self) -> bool:
         """True where the kernel's links were read to the end."""
@@ -261,10 +279,7 @@ class Hand:
 
     def execute_links(self, operations: Sequence[ops.LinkOp]) -> list[KvmdError | None]:
         """Carry out link operations as one batch; one answer for each."""
-        try:
-            return self._host.links.execute(operations)
-        finally:
-            self._host.mark_stale(operations[0])
+        return self._host.execute_links(operations)
 
     def close(self) -> None:
         """Give the connection back."""

@@ -39,7 +39,7 @@ class Files:
         identity = (status.st_dev, status.st_ino)
         if before is not None and before[0] == identity:
             return before
-        return identity, File(path, _kind(status.st_mode), status.st_ino, os.path.realpath(path))
+        return identity, File(path, _kind(status.st_mode), status.st_ino, os.path.realpath(path), status.st_dev)
 
 
 def _same(

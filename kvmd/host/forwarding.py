@@ -38,26 +38,29 @@ class ForwardingFacts:
         self._relist, self._wake = relist, wake
         self._facts: Mapping[Key, Forwarding] = {}
         self._stale = threading.Event()
-        self._stale.set()
         self._busy = threading.Lock()
         self._read_at = 0.0
-        self._generation = 0
+        self._generation = self._forgotten = 0
         self._networks: tuple[Mapping[Key, Any], tuple[str, ...]] = ({}, ())
 
     def mark_stale(self) -> None:
         """A network changed: its rules may have, too."""
         self._stale.set()
 
+    def forget(self) -> None:
+        """They were put back: what was read before is not so, and nothing is done on its strength."""
+        self._forgotten += 1
+        self._facts = {}
+
     def look(self, facts: Mapping[Key, Any]) -> Mapping[Key, Forwarding]:
         """The last answer; asks for another where there is doubt. Only the very first one is waited for."""
         bridges = self._bridges(facts)
         if not bridges:
             return self._facts
-        age = time.monotonic() - self._read_at
-        if not self._facts:
-            self._read(bridges, patient=False)
-        elif age > SPACING_SECONDS and (self._stale.is_set() or age > self._relist or self._in_doubt()):
-            self._read_later(bridges)
+        if not self._read_at:
+            self._take(generation(), read(bridges))
+        elif self._in_doubt(self._facts.get(FORWARDING)) and self._busy.acquire(blocking=False):
+            threading.Thread(target=self._run, args=(bridges,), name="forwarding-facts", daemon=True).start()
         return self._facts
 
     def _bridges(self, facts: Mapping[Key, Any]) -> tuple[str, ...]:
@@ -69,35 +72,41 @@ class ForwardingFacts:
             self._networks = facts, found
         return self._networks[1]
 
-    def _in_doubt(self) -> bool:
-        known = self._facts[FORWARDING]
+    def _in_doubt(self, known: Forwarding | None) -> bool:
+        age = time.monotonic() - self._read_at
+        if known is None or age < SPACING_SECONDS:
+            return known is None
         switched = (known.ipv4, known.ipv6, known.bridged) != _switches()
-        return switched or generation() != self._generation
-
-    def _read_later(self, bridges: tuple[str, ...]) -> None:
-        if self._busy.acquire(blocking=False):
-            threading.Thread(target=self._run, args=(bridges,), name="forwarding-facts", daemon=True).start()
+        return switched or self._stale.is_set() or age > self._relist or generation() != self._generation
 
     def _run(self, bridges: tuple[str, ...]) -> None:
         before = self._facts
         try:
-            self._read(bridges, patient=True)
+            for _ in range(TRIES):
+                forgotten = self._forgotten
+                found = self._read_calmly(bridges)
+                if forgotten == self._forgotten:
+                    self._take(*found)
+                    break
         finally:
             self._busy.release()
         if self._facts is not before:
             self._wake()
 
-    def _read(self, bridges: tuple[str, ...], patient: bool) -> None:
+    def _read_calmly(self, bridges: tuple[str, ...]) -> tuple[int, Forwarding]:
         """Believe two readings that agree: the first may have come in the middle of a change."""
         self._stale.clear()
         number, found = generation(), read(bridges)
-        for _ in range(TRIES if patient else 0):
+        for _ in range(TRIES):
             if found == self._facts.get(FORWARDING):
                 break
             time.sleep(CALM_SECONDS)
             number, before, found = generation(), found, read(bridges)
             if found == before:
                 break
+        return number, found
+
+    def _take(self, number: int, found: Forwarding) -> None:
         self._generation, self._read_at = number, time.monotonic()
         known = self._facts.get(FORWARDING)
         if (fact := kept(known, found)) is not known:

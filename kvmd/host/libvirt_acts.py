@@ -12,14 +12,15 @@ import libvirt
 
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
-from kvmd.errors import Refused, Stale
+from kvmd.errors import KvmdError, Refused, Retry, Stale
 from kvmd.host import hot_plug, power_button, snapshot_acts
 from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
+from kvmd.host.reach import explain, says_of_a_file
 from kvmd.host.repair import repair
-from kvmd.host.rule_hold import held
+from kvmd.host.rule_hold import held, release
 from kvmd.host.secrets import password_in
 from kvmd.settings import Libvirt
 
@@ -47,6 +48,7 @@ _ON_REBOOT = {
     "destroy": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY,
     "restart": libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
 }
+_OPENS = (ops.DomainStart, ops.DomainAttach, ops.DomainUpdateDevice)  # with them QEMU opens files
 Result = TypeVar("Result")
 
 
@@ -65,7 +67,18 @@ class LibvirtActs:
         except libvirt.libvirtError as error:
             if error.get_error_code() in ABSENT and isinstance(operation, ops.DomainUndefine | ops.NetworkUndefine):
                 return
-            raise translate(error, operation.describe()) from None
+            raise self._explained(operation, error) or translate(error, operation.describe()) from None
+
+    def _explained(self, operation: ops.Op, error: libvirt.libvirtError) -> KvmdError | None:
+        """The cure, where a file of the guest is what keeps QEMU from starting or taking a device."""
+        if not isinstance(operation, _OPENS) or not says_of_a_file(str(error)) or self._connection is None:
+            return None
+        with contextlib.suppress(libvirt.libvirtError):
+            domain = self._connection.lookupByUUIDString(operation.uuid)
+            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            text, hint = explain(str(error), xml, self._connection.getCapabilities())
+            return Retry(f"{operation.describe()}: {text}", hint=hint)
+        return None
 
     def call(self, operation: ops.Op, act: Callable[[Any], Result]) -> Result:
         """Do something over the connection, counted as a call of that operation. Raises libvirtError."""
@@ -104,7 +117,10 @@ class LibvirtActs:
                 _unless_done(network.destroy)
                 _start(network)
             case ops.NetworkStop(uuid=uuid):
-                _unless_done(self._network(uuid).destroy)
+                network = self._network(uuid)
+                _unless_done(network.destroy)
+                with contextlib.suppress(libvirt.libvirtError):  # a network without a bridge
+                    release(network.bridgeName())
             case ops.NetworkUndefine(uuid=uuid):
                 network = self._network(uuid)
                 _clear_away(network)

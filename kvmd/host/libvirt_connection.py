@@ -7,6 +7,7 @@ asks for a new one. ``open`` has no time limit of its own, so it is only called 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
@@ -38,6 +39,9 @@ _PERMANENT = frozenset(
         libvirt.VIR_ERR_INVALID_ARG,
     }
 )
+# What tc says through libvirt where the kernel lacks a queue, a filter or an action that limits need.
+_TRAFFIC = re.compile(r"Specified qdisc kind is unknown|TC classifier not found|Failed to load TC action module")
+_LOAD_TRAFFIC = "modprobe -a sch_htb sch_sfq sch_ingress cls_u32 cls_fw act_police"
 _LOST = ("client socket is closed", "keepalive timeout", "Cannot write data", "End of file", "connection closed")
 
 
@@ -106,6 +110,8 @@ def translate(error: libvirt.libvirtError, what: str) -> KvmdError:
     code = error.get_error_code()
     if is_lost(error):
         return BackendUnavailable(text, hint=_START)
+    if _TRAFFIC.search(text):
+        return Unsupported(text, hint="this kernel cannot limit a NIC; take bandwidth out, or: " + _LOAD_TRAFFIC)
     if code in _PERMANENT:
         return Unsupported(text, hint="change the spec; see: kvmd render")
     if code == libvirt.VIR_ERR_OPERATION_FAILED and "already exists" in text:

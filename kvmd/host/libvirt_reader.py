@@ -90,7 +90,7 @@ class Capabilities:
     architecture: str = ""
     machines: tuple[tuple[str, str], ...] = ()
     machine_types: tuple[tuple[str, bool], ...] = ()
-    user_backends: tuple[str, ...] = ()
+    user_backends: tuple[str, ...] = ("slirp",)
 
 
 def _capabilities(connection: Any) -> Capabilities:

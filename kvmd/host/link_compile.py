@@ -21,8 +21,9 @@ from kvmd.host.link_checks import (
     same_subnet,
 )
 from kvmd.host.link_errors import GONE
-from kvmd.host.link_move import add_route, compile_move, compile_restore
+from kvmd.host.link_move import add_route, compile_move
 from kvmd.host.link_record import boot_seconds
+from kvmd.host.link_restore import compile_restore
 from kvmd.observed import Stacked
 from kvmd.ops import (
     AddressAdd,

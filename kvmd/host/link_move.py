@@ -30,7 +30,7 @@ from kvmd.host.rtnetlink import (
     attribute,
 )
 from kvmd.host.rtnetlink import attributes as walk
-from kvmd.ops import AddressesMove, AddressesRestore
+from kvmd.ops import AddressesMove
 
 ALL_NEIGHBOURS: Final = struct.pack("=BxxxiHBB", 0, 0, 0, 0, 0)
 ALL_ROUTES: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)  # of every table
@@ -48,7 +48,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _STALE: Final = 0x04  # NUD_*
 _USABLE: Final = 0x02 | _STALE | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
 _NOT_THERE: Final = frozenset({errno.EADDRNOTAVAIL})
-_NOTHING_NEW: Final = frozenset({errno.EEXIST})
+NOTHING_NEW: Final = frozenset({errno.EEXIST})
 _ANY: Final = frozenset(range(1, 256))
 
 
@@ -149,6 +149,13 @@ def aged(body: bytes, seconds: float) -> bytes:
             value = struct.pack("=II", *lives) + value[8:]
         parts.append((kind, value))
     return body[:8] + _packed(parts)
+
+
+def lives(body: bytes, seconds: float) -> bool:
+    """Is an address still valid *seconds* after it was seen like that?"""
+    value = dict(walk(body, 8)).get(_CACHEINFO)
+    valid = struct.unpack("=II", value[:8])[1] if value else 0xFFFFFFFF
+    return valid == 0xFFFFFFFF or valid > seconds
 
 
 def _packed(parts: Iterable[tuple[int, bytes]]) -> bytes:
@@ -279,31 +286,8 @@ def compile_move(batch: Batch, position: int, operation: AddressesMove) -> None:
     for body in reversed(addresses):
         batch.add(Phase.ADDRESS_DELETE, position, delete_address(body), source, tolerated=_NOT_THERE)
     for body in through:
-        batch.add(Phase.ROUTE_ADD, position, add_route(body), target, tolerated=_NOTHING_NEW)
+        batch.add(Phase.ROUTE_ADD, position, add_route(body), target, tolerated=NOTHING_NEW)
     _expect(batch, position, (source, target), news, through)
-
-
-def compile_restore(batch: Batch, position: int, operation: AddressesRestore, now: float) -> None:
-    """Give the batch what a link once had; what is there already stays as it is."""
-    target, age = batch.target(operation.name, operation.index), now - operation.taken_at
-    names = (operation.name, operation.name)
-    for body in in_order_of_adding([body for body in operation.addresses if _lives(body, age)]):
-        for request in add_address(readdressed(aged(body, age), target, names)):
-            batch.add(Phase.ADDRESS_ADD, position, request, target)
-        if parsed := parse_address(body):
-            batch.expect_presence(position, target, Presence(True, parsed[1].cidr))
-    for body in operation.routes:
-        request = add_route(route_through(body, target))
-        batch.add(Phase.ROUTE_ADD, position, request, target, tolerated=_NOTHING_NEW)
-        if route := parse_route(body):
-            batch.expect_presence(position, target, Presence(True, "", route[1].to, route[1].via, route[1].metric))
-
-
-def _lives(body: bytes, seconds: float) -> bool:
-    """Is an address still valid *seconds* after it was seen like that?"""
-    value = dict(walk(body, 8)).get(_CACHEINFO)
-    valid = struct.unpack("=II", value[:8])[1] if value else 0xFFFFFFFF
-    return valid == 0xFFFFFFFF or valid > seconds
 
 
 def _on_target(

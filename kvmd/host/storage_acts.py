@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -35,13 +34,11 @@ from kvmd.host.seeds import Seeds
 from kvmd.host.servers import ask
 from kvmd.host.storage_facts import StorageFacts, volume_id
 from kvmd.host.transfer import bring
+from kvmd.host.trash import empty, overdue_in, throw_away
 from kvmd.observed import File, Image
 
-TRASH = ".kvmd-trash"
 MOST_TRANSFERS = 3
-DAY_SECONDS = 86400.0
-TRASH_SECONDS = 7 * DAY_SECONDS
-MEDIA_SECONDS = DAY_SECONDS
+MEDIA_SECONDS = 86400.0
 
 
 class Storage:
@@ -107,6 +104,8 @@ class StorageActs:
                 put_mark(path, mark)
             case ops.VolumeTrash():
                 self._trash(operation)
+            case ops.TrashEmpty(path=path, files=files):
+                empty(path, files)
             case ops.SeedWrite(machine=machine):
                 self._storage.seeds.write(operation)
                 self._sweep_seeds(operation, machine, operation.path)
@@ -207,7 +206,7 @@ class StorageActs:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)  # of a kvmd that was killed
         try:
-            self._make(operation, temporary)
+            self._make_or_say_full(operation, temporary)
             os.chmod(temporary, 0o600)
             with open(temporary, "rb") as made:
                 os.fsync(made.fileno())
@@ -218,6 +217,16 @@ class StorageActs:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         self._libvirt.call(operation, lambda c: refresh_pool(c, operation.name.partition("/")[0]))
+
+    def _make_or_say_full(self, operation: ops.VolumeCreate, path: str) -> None:
+        try:
+            self._make(operation, path)
+        except Retry as error:
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            folder = os.path.dirname(path)
+            text = f"{operation.describe()}: the disk of {folder} is full; nothing of it is left there"
+            raise Retry(text, hint=f"make room: df {folder}") from error
 
     def _make(self, operation: ops.VolumeCreate, path: str) -> None:
         size = [str(operation.capacity)] if operation.capacity else []
@@ -246,12 +255,11 @@ class StorageActs:
 
     def _trash(self, operation: ops.VolumeTrash) -> None:
         self._refuse_in_use(operation, operation.path, operation.describe())
-        folder, file = os.path.split(operation.path)
-        trash = os.path.join(folder, TRASH)
-        os.makedirs(trash, mode=0o700, exist_ok=True)
         put_mark(operation.path, None)
-        os.rename(operation.path, os.path.join(trash, f"{int(time.time())}-{file}"))
-        _empty(trash)
+        throw_away(operation.path)
+        folder = os.path.dirname(operation.path)
+        if (old := overdue_in(folder)) is not None:  # of a pool that has no spec, nobody else empties it
+            empty(folder, old.overdue)
         self._libvirt.call(operation, lambda c: refresh_pool(c, operation.name.partition("/")[0]))
 
 
@@ -293,13 +301,3 @@ def _stands_on(overlay: str, path: str) -> bool:
     header = read_header(overlay, 0)
     backing = os.path.join(os.path.dirname(overlay), header.backing) if header.backing else ""
     return backing == path
-
-
-def _empty(trash: str) -> None:
-    """Remove for good what has lain there for longer than a week."""
-    now = time.time()
-    for name in os.listdir(trash):
-        when = name.partition("-")[0]
-        if when.isdecimal() and now - int(when) > TRASH_SECONDS:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(trash, name))

@@ -18,6 +18,7 @@ from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
+from kvmd.host.trash import overdue_in
 from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume
 
 MOST_SERVERS = 1024
@@ -33,6 +34,7 @@ class StorageFacts:
         self._stale = True
         self._listed_at = 0.0
         self._pools: tuple[Pool, ...] = ()
+        self._libvirt: tuple[Mapping[Key, Fact], tuple[Pool, ...]] = ({}, ())  # and the pools in it
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
         self._servers: dict[Key, Server] = {}
@@ -58,7 +60,9 @@ class StorageFacts:
         *users* are the domains that name a file, *secrets* what the specs name.
         """
         errands = self._errands.facts()  # first: what has ended has told that its file must be looked for
-        pools = tuple(fact for fact in libvirt.values() if isinstance(fact, Pool) and fact.type == "dir")
+        if libvirt is not self._libvirt[0]:
+            self._libvirt = libvirt, tuple(f for f in libvirt.values() if isinstance(f, Pool) and f.type == "dir")
+        pools = self._libvirt[1]
         with self._lock:
             stale, self._stale = self._stale, False
             servers = dict(self._servers)
@@ -109,7 +113,8 @@ class StorageFacts:
             for name in _files_in(pool):
                 key = Key("volume", f"{pool.name}/{name}")
                 self._take(key, os.path.join(pool.path, name), before.get(key), anew=True)
-        self._store = {**self._images.facts(), **self._seeds.facts()}
+        trash = {Key("trash", pool.path): fact for pool in pools if (fact := overdue_in(pool.path)) is not None}
+        self._store = {**self._images.facts(), **self._seeds.facts(), **trash}
 
     def _look_at_marked(self) -> None:
         for key, known in list(self._volumes.items()):

@@ -18,6 +18,7 @@ from kvmd.host import fetchers
 from kvmd.host.secrets import password_from
 
 CHUNK_BYTES = 1 << 20
+PROGRESS_BYTES = 1 << 17  # of a slow server, too, people want to see that something comes
 LIST_BYTES = 8 << 20
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 VALIDATOR = ".validator"
@@ -203,7 +204,7 @@ def _chunks(answer: Any, url: str, total: int) -> Iterator[bytes]:
     import urllib3
 
     try:
-        yield from answer.stream(CHUNK_BYTES)
+        yield from answer.stream(PROGRESS_BYTES)
     except urllib3.exceptions.HTTPError as error:
         of = f" of {total} bytes" if total else ""
         raise Retry(f"{url}: broken off{of}: {_reason(error)}", hint="it is gone on with from there") from error

@@ -12,7 +12,7 @@ from kvmd.api.quantity import DomainName, HostPath
 from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.errors import Refused
-from kvmd.observed import Key, Observed, Pool
+from kvmd.observed import Key, Observed, Pool, Trash
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.paths import refuse_outside
@@ -106,7 +106,15 @@ def plan(ref: Ref, look: Look) -> Draft:
         operations.append(ops.PoolSetAutostart(pool.name, uuid, False))
     if not pool.active:
         operations.append(ops.PoolStart(pool.name, uuid))
-    return Draft(tuple(operations), status=_status(pool, spec), reason="" if pool.active else "it is not active")
+    trash = look.fact(Key("trash", pool.path))
+    if isinstance(trash, Trash):
+        operations.append(ops.TrashEmpty(pool.name, pool.path, trash.overdue))
+    return Draft(
+        tuple(operations),
+        status=_status(pool, spec),
+        reason="" if pool.active else "it is not active",
+        asked_elsewhere=all(isinstance(operation, ops.TrashEmpty) for operation in operations),
+    )
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:

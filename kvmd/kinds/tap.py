@@ -116,6 +116,8 @@ def describe(key: Key, observed: Observed) -> Described | None:
     if not isinstance(link, Link) or link.tun_mode != "tap" or not link.persistent:
         return None
     spec: dict[str, Any] = {"multiQueue": link.multi_queue, "mtu": link.mtu}
+    if not link.carrier:  # a holder's is its own
+        spec["vnetHdr"] = link.vnet_hdr
     found: dict[str, Any] = {"owner": link.owner, "group": link.group, "bridge": link.master or None}
     found["port"] = said(PORT, link.port.settings) or None if link.port else None
     return Described(spec | {name: value for name, value in found.items() if value is not None})
@@ -166,13 +168,16 @@ def plan(ref: Ref, look: Look) -> Draft:
         holder = _number(want.owner), _number(want.group)
         create = ops.TapCreate(name, alias, "tap", *holder, spec.multi_queue, spec.vnet_hdr)
         port = wished(PORT, of_port(resource.written.get("port"), None))
-        mac = spec.mac or derived_port_mac(look.host().machine_id, look.rules.owner, ref, "tap")
+        mac = spec.mac or _own_mac(ref, look)
         master = str(want.bridge) or None
         join = ops.LinkSet(name, mtu=spec.mtu, mac=mac, master=master, port_settings=port, up=True)
         return Draft((create, join), needs=needs, status=link_status(None))
     want, changes = _compare(resource, link, look)
     of_the_port = _port(resource, link, want, look)
     changes += of_the_port.changes
+    if spec.bridge and link.master and not look.usable(Ref("Bridge", spec.bridge)):
+        # Where it is it stays until the bridge is there: somebody may just have renamed that.
+        changes = tuple(change for change in changes if change.path != "bridge")
     operations, pending = _change(link, want, changes, alias, of_the_port.numbers)
     return Draft(
         tuple(operations), changes, pending, needs=needs, status=link_status(link, multiQueue=link.multi_queue)
@@ -191,6 +196,11 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
+def _own_mac(ref: Ref, look: Look) -> str:
+    """The MAC of a TAP for which nobody wrote one."""
+    return derived_port_mac(look.host().machine_id, look.rules.owner, ref, "tap")
+
+
 def _wanted(resource: Resource, link: Link | None, look: Look) -> State:
     spec = resource.spec
     assert isinstance(spec, Spec)
@@ -201,7 +211,7 @@ def _wanted(resource: Resource, link: Link | None, look: Look) -> State:
         multi_queue=spec.multi_queue,
         vnet_hdr=LEAVE if link is not None and link.carrier else spec.vnet_hdr,
         mtu=KERNEL_MTU if spec.mtu is None else spec.mtu,  # compared where somebody wrote it, now or before
-        mac=LEAVE if spec.mac is None else spec.mac,
+        mac=spec.mac or _own_mac(resource.ref, look),  # the same
     )
 
 
@@ -228,10 +238,7 @@ def _change(
 ) -> tuple[list[ops.Op], tuple[Pending, ...]]:
     """Live changes as operations; owner and queues of a TAP in use wait until it is unused."""
     paths = {change.path for change in changes}
-    if "bridge" in paths and link.master and want.bridge:
-        moved: Any = want.bridge
-    else:
-        moved = want.bridge if "bridge" in paths else None
+    moved: Any = want.bridge if "bridge" in paths else None
     attributes: dict[str, Any] = {
         "alias": alias if link.alias != alias else None,
         "mtu": want.mtu if "mtu" in paths else None,

@@ -8,6 +8,7 @@ from kvmd import ops
 from kvmd.api.quantity import Integer, LinkName
 from kvmd.api.resource import Claim, Ref
 from kvmd.api.schema import leaf
+from kvmd.observed import Key, Observed
 from kvmd.plan.difference import LEAVE, Leave, at
 from kvmd.plan.links import alias_for, link_key, link_of, renamed, same_kind_or_refuse
 from kvmd.plan.look import Look
@@ -16,6 +17,7 @@ from kvmd.plan.stacked import (
     IN_USE,
     StackedSpec,
     Wish,
+    described,
     own_addresses,
     parent_of,
     plan_stacked,
@@ -24,6 +26,7 @@ from kvmd.plan.stacked import (
     stacked_claims,
     stacked_references,
 )
+from kvmd.plan.wording import Described
 
 KIND = "Vlan"
 PLURAL = "vlans"
@@ -51,6 +54,12 @@ class State:
     bridge: str = field(metadata=at("bridge"))
     mtu: int | Leave = field(metadata=at("mtu"))
     addresses: tuple[str, ...] = field(metadata=at("addresses"))
+
+
+def describe(key: Key, observed: Observed) -> Described | None:
+    """A VLAN that somebody made; its parent in another namespace cannot be said."""
+    found = described(key, "vlan", observed)
+    return Described(found[1]) if found is not None and found[0].parent else None
 
 
 def claims(ref: Ref, spec: Spec) -> tuple[Claim, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import model_validator
 
@@ -12,7 +13,7 @@ from kvmd.api.mark import derived_port_mac
 from kvmd.api.quantity import Address, Integer, LinkName
 from kvmd.api.resource import Ref
 from kvmd.api.schema import leaf
-from kvmd.observed import Link
+from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import LEAVE, Leave, at
 from kvmd.plan.links import alias_for, link_key, link_of, renamed, same_kind_or_refuse
 from kvmd.plan.look import Look
@@ -21,6 +22,7 @@ from kvmd.plan.stacked import (
     IN_USE,
     StackedSpec,
     Wish,
+    described,
     own_addresses,
     parent_of,
     plan_stacked,
@@ -29,6 +31,7 @@ from kvmd.plan.stacked import (
     stacked_claims,
     stacked_references,
 )
+from kvmd.plan.wording import Described
 
 KIND = "Vxlan"
 PLURAL = "vxlans"
@@ -94,6 +97,15 @@ class State:
     addresses: tuple[str, ...] = field(metadata=at("addresses"))
 
 
+def describe(key: Key, observed: Observed) -> Described | None:
+    """A VXLAN that somebody made."""
+    found = described(key, "vxlan", observed)
+    if found is None:
+        return None
+    ends = _ends(found[0])
+    return Described(found[1] | {name: value for name, value in ends.items() if value})
+
+
 def files(spec: Spec) -> tuple[str, ...]:
     """None."""
     return ()
@@ -147,17 +159,21 @@ def _wanted(spec: Spec, look: Look) -> State:
     )
 
 
-def _seen(link: Link, addresses: tuple[str, ...]) -> State:
+def _ends(link: Link) -> dict[str, Any]:
+    """Where it leads to, in the words of the spec."""
     tunnel = link.stacked
     assert tunnel is not None
     many = bool(tunnel.remote) and ipaddress.ip_address(tunnel.remote).is_multicast
+    remote, group = ("", tunnel.remote) if many else (tunnel.remote, "")
+    return {"local": tunnel.local, "remote": remote, "group": group, "port": tunnel.port}
+
+
+def _seen(link: Link, addresses: tuple[str, ...]) -> State:
+    assert link.stacked is not None
     return State(
-        id=tunnel.id,
+        id=link.stacked.id,
         parent=link.parent,
-        local=tunnel.local,
-        remote="" if many else tunnel.remote,
-        group=tunnel.remote if many else "",
-        port=tunnel.port,
+        **_ends(link),
         bridge=link.master,
         mtu=link.mtu,
         addresses=addresses,

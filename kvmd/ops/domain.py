@@ -147,6 +147,7 @@ class DomainAttach(Op):
 
     uuid: str
     alias: str
+    memory: bool = False  # it takes memory of the host
     verb: ClassVar[str] = "attach device to domain"
 
     def describe(self) -> str:

@@ -215,6 +215,18 @@ class SeedRemove(StorageOp):
 
 
 @dataclass(frozen=True, slots=True)
+class TrashEmpty(StorageOp):
+    """Remove for good what has lain in a pool's trash for long enough."""
+
+    path: str
+    files: tuple[str, ...]
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"remove for good from the trash of pool {self.name}: {', '.join(self.files)}"
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeTrash(StorageOp):
     """Move a volume into the trash beside it; refused while any domain names it or any file stands on it."""
 

@@ -5,10 +5,10 @@ Every table is replaced, never changed in place, once anything in it changes: wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Claim, Ref, Reference, Resource
@@ -16,6 +16,9 @@ from kvmd.identity import changed, kept
 from kvmd.observed import Fact, Key, Marked, Observed
 from kvmd.plan.look import World
 from kvmd.plan.model import Applied, Controller, Desired, Memory, Rules
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,13 @@ class Index:
         return stale | {self._at[key] for key in changed(facts, inputs[2]) if key in self._at}
 
     def _look_again(self, stale: set[Ref]) -> None:
-        self._keys, self._applied = dict(self._keys), dict(self._applied)
+        keys, applied = self._keys, self._applied
+        self._keys, self._applied = dict(keys), dict(applied)
         for ref in stale:
             self._place(ref)
             self._recall_applied(ref)
+        self._keys = keys if all(self._keys.get(ref) is keys.get(ref) for ref in stale) else self._keys
+        self._applied = applied if all(self._applied.get(ref) is applied.get(ref) for ref in stale) else self._applied
         self._departing = self._departing - stale | {ref for ref in stale if self._is_departing(ref)}
         targets: set[Ref] = set()
         claims: set[Claim] = set()
@@ -99,17 +105,8 @@ class Index:
             targets.update(reference.target for names in (before, after) for reference in names.references)
             claims.update(before.claims, after.claims)
             self._name(ref, before, after)
-        self._users = self._users | {target: self._users_of(target) for target in targets}
-        self._claimants = self._claimants | {claim: self._claimants_of(claim) for claim in claims}
-        self._drop_empty(targets, claims)
-
-    def _drop_empty(self, targets: Iterable[Ref], claims: Iterable[Claim]) -> None:
-        for target in targets:
-            if not self._users[target]:
-                del self._users[target]
-        for claim in claims:
-            if not self._claimants[claim]:
-                del self._claimants[claim]
+        self._users = _with(self._users, {target: self._users_of(target) for target in targets})
+        self._claimants = _with(self._claimants, {claim: self._claimants_of(claim) for claim in claims})
 
     # ------------------------------------------------------------------------------- where it is, what it was
 
@@ -207,6 +204,17 @@ class Index:
             return False
         spec = _spec_of(self._applied.get(ref), self._controllers[ref.kind])
         return spec is not None and claim in self._controllers[ref.kind].claims(ref, spec)
+
+
+def _with(table: dict[K, tuple[V, ...]], news: Mapping[K, tuple[V, ...]]) -> dict[K, tuple[V, ...]]:
+    """The table with those values, without the empty ones; the very same where nothing is new."""
+    if all(table.get(key, ()) is value for key, value in news.items()):
+        return table
+    table = {**table, **news}
+    for key, value in news.items():
+        if not value:
+            del table[key]
+    return table
 
 
 def _reference_order(reference: Reference) -> tuple[Any, ...]:

@@ -306,7 +306,7 @@ def _restart_required(draft: Draft) -> tuple[Condition, ...]:
     paths = ", ".join(pending.path for pending in draft.pending)
     count = len(draft.pending)
     message = f"{count} change{'s' * (count != 1)} wait{'s' * (count == 1)}: {paths}"
-    message += f"; when let through: {draft.noticed}" if draft.noticed else ""
+    message += f"{status.WHEN_LET_THROUGH}{draft.noticed}" if draft.noticed else ""
     return (Condition(status.RESTART_REQUIRED, True, "PendingChanges", message),)
 
 

@@ -6,7 +6,7 @@ another object than last time are planned again, and those whose time has come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kvmd.api.resource import Ref
@@ -29,7 +29,7 @@ class Recall:
         self._wakes: dict[Ref, float] = {}
         self._tables: dict[str, Mapping[Any, Any]] = {}
 
-    def stale(self, tables: Tables, wanted: Iterable[Ref], now: float) -> set[Ref]:
+    def stale(self, tables: Tables, wanted: Mapping[Ref, Any], now: float) -> set[Ref]:
         """The wanted objects that must be planned again; what is no longer wanted is forgotten."""
         found = {ref for ref, wake_at in self._wakes.items() if now >= wake_at}
         for name, table in tables.items():
@@ -40,11 +40,10 @@ class Recall:
                 elif readers is not None:
                     found.add(readers)
         self._tables = dict(tables)
-        wanted = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
         for ref in self.plans.keys() - wanted.keys():
             self._forget(ref)
         found |= wanted.keys() - self.plans.keys()
-        return found & wanted.keys()
+        return {ref for ref in found if ref in wanted}
 
     def keep(self, plan: ObjectPlan, reads: Reads) -> None:
         """Remember a plan and what it came from."""

@@ -13,7 +13,7 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import DEGRADED, Condition, Pending
 from kvmd.errors import Blocked, Refused, Unsupported
-from kvmd.observed import Key, Link
+from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change, differences, is_owned, plain
 from kvmd.plan.links import (
     address_claims,
@@ -67,6 +67,15 @@ def stacked_claims(ref: Ref, spec: StackedSpec) -> tuple[Claim, ...]:
     return (Claim("link", name), *uplink, *address_claims(spec.addresses))
 
 
+def described(key: Key, kind: str, observed: Observed) -> tuple[Link, dict[str, Any]] | None:
+    """A link of that kind on the host, and what a spec says of each such link; None where it is none."""
+    link = observed.facts.get(key)
+    if not isinstance(link, Link) or link.kind != kind or link.stacked is None:
+        return None
+    said = {"parent": link.parent, "bridge": link.master, "addresses": list(addresses_of(link)), "mtu": link.mtu}
+    return link, {"id": link.stacked.id} | {name: value for name, value in said.items() if value}
+
+
 class Wish(NamedTuple):
     """One such link as its spec asks for it."""
 
@@ -113,6 +122,9 @@ def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) 
         return Draft(tuple(operations), needs=needs, status=link_status(None))
     applied, owned = look.applied(resource.ref), owned_paths(resource, look)
     changes = tuple(c for c in differences(wish.seen, wish.want) if is_owned(c.path, owned))
+    if needs and link.master and not look.usable(needs[0]):
+        # Where it is it stays until the bridge is there: somebody may just have renamed that.
+        changes = tuple(change for change in changes if change.path != "bridge")
     fixed = tuple(change for change in changes if change.path in wish.fixed)
     status, conditions = _status(link), _too_big(link, look)
     users = _users(link)

@@ -16,7 +16,7 @@ from kvmd.api.quantity import MEBIBYTE
 from kvmd.api.resource import Ref
 from kvmd.api.status import Condition
 from kvmd.observed import HOST, Domain, Host, Key
-from kvmd.ops import DomainSetOnReboot, DomainShutdown, DomainStart, LedgerWrite, Op
+from kvmd.ops import DomainAttach, DomainSetMemory, DomainSetOnReboot, DomainShutdown, DomainStart, LedgerWrite, Op
 from kvmd.plan.look import NOTHING_REMEMBERED, Look, World
 from kvmd.plan.model import Boot, Bootable, ObjectMemory, ObjectPlan, Step
 from kvmd.plan.order import blocked, in_order
@@ -26,7 +26,7 @@ WIDTH = 16  # so many of the next lower order are named as what a start comes af
 _MEMORY = re.compile(r"<memory(?: unit=['\"](\w+)['\"])?[^>]*>(\d+)</memory>")
 # Of a virtio-mem device the guest has what is requested of it, not the whole: libvirt counts that as memory, too.
 _PLUGGABLE = re.compile(
-    r"<memory model='virtio-mem'.*?<size unit='KiB'>(\d+)</size>.*?<requested unit='KiB'>(\d+)</requested>", re.DOTALL
+    r"<memory model=.virtio-mem.*?<size unit=.KiB.>(\d+)</size>.*?<requested unit=.KiB.>(\d+)</requested>", re.DOTALL
 )
 _UNITS = {"b": 1, "bytes": 1, "KiB": 2**10, "k": 2**10, "MiB": 2**20, "M": 2**20, "GiB": 2**30, "G": 2**30}
 
@@ -44,14 +44,16 @@ class Gate:
 
 def gate(objects: dict[Ref, ObjectPlan], world: World, now: float) -> Gate:
     """Order the steps, and hold back every start whose time has not come."""
-    starting = [ref for ref, item in objects.items() if _starts(item.step) or _restarts(item.step)]
-    if not starting:
+    planned = [(ref, item.step) for ref, item in objects.items() if item.step is not None]
+    starting = [ref for ref, step in planned if _starts(step) or _restarts(step)]
+    growing = [ref for ref, step in planned if _grows(step)]
+    if not starting and not growing:
         return Gate(*in_order(objects))
     judge = _Judge(objects, world, now)
     for ref in starting:
         judge.hold_for_dependencies(ref)
     judge.objects, _ = in_order(judge.objects)
-    judge.admit(starting)
+    judge.admit(starting, growing)
     judge.hold_for_turns(starting)
     objects, steps = in_order(judge.objects)
     return Gate(objects, steps, judge.waits, tuple(judge.held), min(judge.wakes, default=None))
@@ -63,6 +65,17 @@ def _starts(step: Step | None) -> bool:
 
 def _restarts(step: Step | None) -> bool:
     return step is not None and any(map(_of_restart, step.operations))
+
+
+def _grows(step: Step | None) -> bool:
+    return step is not None and any(map(_of_growth, step.operations))
+
+
+def _of_growth(operation: Op) -> bool:
+    """What takes more memory of the host while the guest runs; a balloon moves within what it was started with."""
+    return (isinstance(operation, DomainSetMemory) and bool(operation.xml)) or (
+        isinstance(operation, DomainAttach) and operation.memory
+    )
 
 
 def _of_start(operation: Op) -> bool:
@@ -189,8 +202,8 @@ class _Judge:
 
     # ------------------------------------------------------------------------------------- memory
 
-    def admit(self, starting: list[Ref]) -> None:
-        """Let start what fits the host's memory, in order; the others wait with the arithmetic."""
+    def admit(self, starting: list[Ref], growing: list[Ref]) -> None:
+        """Let start, and then grow, what fits the host's memory, in order; the others wait with the arithmetic."""
         host = self._world.facts.get(HOST)
         total = host.memory_bytes if isinstance(host, Host) else 0
         reserve = self._world.rules.memory_reserve
@@ -200,23 +213,27 @@ class _Judge:
         for ref, boot in self._boots.items():
             if self._memory(ref).busy and not self._is_active(ref):
                 promised[self._key(ref)] = boot.memory
-        for ref in sorted(starting, key=lambda each: (self._order(each), each)):
+        starts = sorted(starting, key=lambda each: (self._order(each), each))
+        for ref in (*starts, *sorted(set(growing) - set(starting))):
             item, key, need = self.objects[ref], self._key(ref), self._boots[ref].memory
-            if not _starts(item.step) and not (_restarts(item.step) and self._memory(ref).asked_at is None):
+            grows = ref not in starting
+            if grows and need <= promised.get(key, 0):
+                continue
+            if not (grows or _starts(item.step) or (_restarts(item.step) and self._memory(ref).asked_at is None)):
                 continue
             others = {name: size for name, size in promised.items() if name != key}
             left = total - reserve - sum(others.values())
             if need <= left:
                 promised[key] = need
                 continue
+            cure = f"stop one, or lower memory.{'guest' if grows else 'maxGuest'}"
             text = (
                 f"needs {_mebibytes(need)}, {_mebibytes(max(left, 0))} are left: {_mebibytes(total)} of the host "
                 f"less {_mebibytes(reserve)} (admission.memoryReserve) less {_mebibytes(sum(others.values()))} for "
-                f"{len(others)} guest{'s' * (len(others) != 1)}; stop one, or lower memory.maxGuest"
+                f"{len(others)} guest{'s' * (len(others) != 1)}; {cure}"
             )
-            self._withhold(
-                ref, Condition(status.BLOCKED, True, "NotEnoughMemory", text), restart=_restarts(item.step)
-            )
+            withheld = _of_growth if grows else _of_restart if _restarts(item.step) else _of_start
+            self._withhold(ref, Condition(status.BLOCKED, True, "NotEnoughMemory", text), withheld=withheld)
 
     # ------------------------------------------------------------------------------------- changing plans
 
@@ -245,11 +262,11 @@ class _Judge:
         told = tuple(condition for condition in conditions if condition not in item.conditions)
         self.objects[ref] = replace(item, step=step, conditions=(*told, *item.conditions))
 
-    def _withhold(self, ref: Ref, *conditions: Condition, restart: bool = False) -> None:
-        """Take the start (or the shutdown that it would follow) out of its step, and say why."""
+    def _withhold(self, ref: Ref, *conditions: Condition, withheld: Callable[[Op], bool] = _of_start) -> None:
+        """Take the start (or what else is *withheld*) out of its step, and say why."""
         self.waits = True
         item = self.objects[ref]
-        left = _without(item.step, _of_restart if restart else _of_start)
+        left = _without(item.step, withheld)
         others = tuple(c for c in item.conditions if c.type not in (status.READY, status.RECONCILING))
         first = conditions[0]
         ready = Condition(status.READY, False, first.reason, first.message)

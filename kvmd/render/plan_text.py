@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kvmd.api.status import WHEN_LET_THROUGH
 from kvmd.render.style import PLAIN, Style
 from kvmd.render.unfold import unfold
 from kvmd.render.values import as_text
@@ -20,7 +21,7 @@ _NOT_WAITING = _TOLD_ELSEWHERE | {"Degraded"}
 def plan_text(data: Mapping[str, Any], style: Style = PLAIN) -> str:
     """Render the data of a plan (``Plan.as_data()``)."""
     blocks = [_step(step, style) for step in data["steps"]]
-    blocks += [_pending(data["pendingChanges"], style)] if data["pendingChanges"] else []
+    blocks += [_pending(data["pendingChanges"], data["conditions"], style)] if data["pendingChanges"] else []
     blocks += [_held(data["held"], style)] if data["held"] else []
     conditions = [item for item in data["conditions"] if item["type"] not in _TOLD_ELSEWHERE]
     blocks += [_conditions(conditions, style)] if conditions else []
@@ -74,17 +75,27 @@ def _changes(step: Mapping[str, Any], style: Style) -> Iterator[str]:
         yield f"    {path:<{width}}  {text}"
 
 
-def _pending(pending: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
+def _pending(
+    pending: Sequence[Mapping[str, Any]], conditions: Sequence[Mapping[str, Any]], style: Style
+) -> list[str]:
     lines = [style.paint("Pending (written down, not yet in the running object):", "bold")]
     last = ""
     for item in pending:
         if item["object"] != last:
             last = item["object"]
-            lines.append(f"  {last}{_way_out(last, pending)}")
+            lines.append(f"  {last}{_way_out(last, pending)}{_who_notices(last, conditions)}")
         for path, now, wanted in unfold(item["path"], item["currentValue"], item["desiredValue"]):
             change = f"{as_text(now)}{style.glyph('into')}{as_text(wanted)}"
             lines.append(f"      {path}  {change}  {style.paint(item['effect'], 'yellow')}")
     return lines
+
+
+def _who_notices(reference: str, conditions: Sequence[Mapping[str, Any]]) -> str:
+    said = (
+        item["message"] for item in conditions if (item["object"], item["type"]) == (reference, "RestartRequired")
+    )
+    cost = next(said, "").partition(WHEN_LET_THROUGH)[2]
+    return f"  {cost}" if cost else ""
 
 
 def _way_out(reference: str, pending: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,8 +32,36 @@ def _interface(interface: Mapping[str, Any]) -> dict[str, Any]:
         "attachment": interface.get("attachment", ""),
         "addresses": list(interface.get("addresses") or ()),
         "path": path,
-        "brokenAt": next((_hop_name(hop) for hop in path if hop.get("broken")), None),
+        "brokenAt": _hop_name(broken) if (broken := broken_hop(path)) else None,
     }
+
+
+def broken_hop(path: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first hop that lets nothing through: on the way that all frames take, else where no way out is whole."""
+    trunk, ways = _parts(path)
+    found = next((hop for hop in trunk if hop.get("broken")), None)
+    if found is not None or not ways:
+        return found
+    breaks = [next((hop for hop in way if hop.get("broken")), None) for way in ways]
+    return breaks[0] if all(breaks) else None
+
+
+def _parts(path: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[list[Mapping[str, Any]]]]:
+    """The hops that every frame passes, and the ways out beyond the last of them."""
+    trunk = [hop for hop in path if "behind" not in hop]
+    beyond = [hop for hop in path if "behind" in hop]
+    ways = []
+    for first in (hop for hop in beyond if "" in hop["behind"]):
+        way, following = [first], _after(first, beyond)
+        while following is not None and len(way) < len(beyond):
+            way.append(following)
+            following = _after(following, beyond)
+        ways.append(way)
+    return trunk, ways
+
+
+def _after(hop: Mapping[str, Any], beyond: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((other for other in beyond if hop["name"] in other["behind"]), None)
 
 
 def _hop_name(hop: Mapping[str, Any]) -> str:
@@ -65,9 +92,8 @@ def interface_lines(interface: Mapping[str, Any], style: Style = PLAIN) -> list[
     addresses = " ".join(interface.get("addresses") or ()) or "no address known"
     lines = [f"{style.paint(str(interface.get('name', '')), 'cyan')}  {interface.get('mac', '')}  {addresses}"]
     path = interface.get("path") or ()
-    if path:
-        lines.append("   " + style.glyph("arrow").join(_chain(path, style)))
-    broken = next((hop for hop in path if hop.get("broken")), None)
+    lines += [f"   {line}" for line in _chains(path, style)]
+    broken = broken_hop(path)
     if broken is not None:
         why = broken["broken"] if isinstance(broken["broken"], str) else broken.get("state") or "broken"
         text = f"{style.glyph('bad')} breaks at {_hop_name(broken)}: {why}"
@@ -76,15 +102,19 @@ def interface_lines(interface: Mapping[str, Any], style: Style = PLAIN) -> list[
     return lines
 
 
-def _chain(path: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
-    """Yield the hops in order; uplinks of one bridge stand side by side, and what lies beyond is the outside."""
-    for kind, group in itertools.groupby(path, key=lambda hop: str(hop.get("hop", ""))):
-        yield " + ".join(_drawn(hop, style) for hop in group)
-        last = kind
-    if last in _WAYS_OUT:
-        yield "outside"
-    elif last == "bridge":
-        yield "(no uplink)"
+def _chains(path: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    """Yield the hops in order; of several ways out each further one is a line of its own."""
+    if not path:
+        return
+    trunk, ways = _parts(path)
+    arrow, before = style.glyph("arrow"), [_drawn(hop, style) for hop in trunk]
+    if not ways:
+        kind = path[-1].get("hop")
+        end = ["outside"] if kind in _WAYS_OUT else ["(no uplink)"] if kind == "bridge" else []
+        yield arrow.join([*before, *end])
+    for way in ways:
+        yield arrow.join([*before, *(_drawn(hop, style) for hop in way), "outside"])
+        before = [f"and {_hop_name(trunk[-1])}"] if trunk else []
 
 
 def _drawn(hop: Mapping[str, Any], style: Style) -> str:
@@ -101,15 +131,27 @@ def topology_dot(data: Sequence[Mapping[str, Any]]) -> str:
         for interface in machine["interfaces"]:
             before = f"{machine['object']}:{interface['name']}"
             nodes[before] = _node(before, f"{machine['object']}\n{interface['name']}", "box", False)
+            beyond: dict[str, str] = {}  # what may lie before a hop on a way out, by the name that the hop gives it
             for hop, identity in _identified(interface["path"], before):
                 broken = bool(hop.get("broken"))
+                behind = [beyond.get(name, before) for name in hop["behind"]] if "behind" in hop else [before]
                 if identity != before:
-                    nodes[identity] = _node(identity, _hop_name(hop), "ellipse", broken)
-                    edges[before, identity] = "red" if broken else "black"
-                before = identity
+                    nodes[identity] = _node(identity, _label(hop), "ellipse", broken)
+                    edges |= {(start, identity): "red" if broken else "black" for start in behind}
+                if "behind" in hop:
+                    beyond[str(hop["name"])] = identity
+                else:
+                    before = identity
     lines = ["digraph topology {", "  rankdir=LR;", *nodes.values()]
     lines += [f"  {_quoted(start)} -> {_quoted(end)} [color={colour}];" for (start, end), colour in edges.items()]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _label(hop: Mapping[str, Any]) -> str:
+    """A hop with its state and its MTU."""
+    more = [str(hop["state"])] if hop.get("state") else []
+    more += [f"MTU {hop['mtu']}"] if hop.get("mtu") else []
+    return "\n".join([_hop_name(hop), *more])
 
 
 def _identified(path: Sequence[Mapping[str, Any]], nic: str) -> Iterator[tuple[Mapping[str, Any], str]]:

@@ -7,13 +7,15 @@ version stays. What is gone counts as gone by the same rule, so a file that is r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from kvmd.api.problem import Position, Problem
 from kvmd.api.resource import SpecModel
 from kvmd.settings import Source
 from kvmd.sources.file import UNENDED_FACTOR, Rank, Reading, SpecFile
+from kvmd.sources.glance import Glance
+from kvmd.sources.heard import Heard
 from kvmd.sources.merge import Merger
 from kvmd.sources.snapshot import Snapshot
 from kvmd.sources.store import Store
@@ -23,7 +25,14 @@ from kvmd.sources.watch import Trail, Tree, follow, revision, unchanged, walk
 class Directory:
     """Reads a directory of specs; call ``scan`` from one thread, after an event or when ``wake_at`` is reached."""
 
-    def __init__(self, root: str, source: Source, specs: Mapping[str, type[SpecModel]], store: Store | None) -> None:
+    def __init__(
+        self,
+        root: str,
+        source: Source,
+        specs: Mapping[str, type[SpecModel]],
+        store: Store | None,
+        heard: Heard | None = None,
+    ) -> None:
         self.root = os.path.abspath(root)
         self._source = source
         self._reading = Reading(source, specs, store)
@@ -34,16 +43,21 @@ class Directory:
         self._documents = 0
         self._device: int | None = None
         self._last: Snapshot | None = None
+        self._glance = Glance(heard, source.rescan)
 
     def scan(self, now: float, wall: float) -> Snapshot:
         """Look at the whole tree; *now* is monotonic, *wall* the time of day that file times are compared with."""
         trail = follow(self.root)
-        tree, reason = self._survey(trail)
+        glance = self._glance.look(trail, self._restless, now)
+        tree, reason = (glance.tree, "") if glance is not None else self._survey(trail)
         if tree is None:
             return self._keep(self._without_source(reason, trail))
-        calm = self._take_in(tree, now, wall) and not reason
+        calm = self._take_in(tree, glance.paths if glance is not None else tree.files, now, wall) and not reason
         if not unchanged(tree) or follow(self.root) != trail:
             calm, reason = False, reason or "the directory changed during the scan"
+            self._glance.forget()
+        elif glance is None and not reason:
+            self._glance.remember(tree, trail, now)
         last = self._last
         found = revision(trail)
         if calm and last is not None and last.complete and last.wake_at is None and last.revision == found:
@@ -98,10 +112,11 @@ class Directory:
             revision=revision(trail),
         )
 
-    def _take_in(self, tree: Tree, now: float, wall: float) -> bool:
-        """Bring every file up to date; return True where nothing changed and nothing is under way."""
+    def _take_in(self, tree: Tree, paths: Iterable[str], now: float, wall: float) -> bool:
+        """Bring those files up to date; return True where nothing changed and nothing is under way."""
         calm, files = True, self._files
-        for path, (real, stamp) in tree.files.items():
+        for path in paths:
+            real, stamp = tree.files[path]
             file = files.get(path)
             if file is None:
                 file = files[path] = SpecFile(path)

@@ -8,6 +8,9 @@ import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvmd.sources.heard import Heard
 
 MAX_LINKS = 40  # as the kernel counts them (path_resolution(7))
 MAX_DIRECTORIES = 10_000
@@ -96,6 +99,13 @@ def _read(path: str) -> str:
 Stamp = tuple[int, int, int, int]  # inode, size, mtime and ctime in ns: another stamp, another content
 
 
+class Entries(NamedTuple):
+    """Which folder it was (device and inode), and every name in it."""
+
+    folder: tuple[int, int]
+    names: frozenset[str]
+
+
 @dataclass(slots=True)
 class Tree:
     """What a walk found, by the name under the root as it is written in the settings."""
@@ -103,7 +113,9 @@ class Tree:
     files: dict[str, tuple[str, Stamp]] = field(default_factory=dict)  # where it really lies
     folders: dict[str, tuple[str, int]] = field(default_factory=dict)  # and its mtime in ns
     faults: dict[str, str] = field(default_factory=dict)  # files and folders that cannot be used, and why
+    names: dict[str, Entries] = field(default_factory=dict)  # in each folder
     changed: bool = False  # entries came or went meanwhile
+    linked: bool = False  # it holds symbolic links
     too_many: bool = False
 
 
@@ -113,23 +125,35 @@ def walk(root: str, path: str, limit: int) -> Tree:
     pending, links = [(path, root)], list[tuple[str, str]]()
     while pending or links:
         if not pending:
+            tree.linked = True
             _follow_links(links, path, tree, pending)
             links.clear()
             continue
         real, name = pending.pop()
         try:
-            tree.folders[name] = (real, os.stat(real).st_mtime_ns)
+            status = os.stat(real)
+            tree.folders[name] = (real, status.st_mtime_ns)
+            names: set[str] = set()
             with os.scandir(real) as entries:
                 for entry in entries:
+                    names.add(entry.name)
+                    if is_ignored(entry.name):
+                        continue
                     _sort_in(entry, name, tree, pending, links)
                     if len(tree.files) + len(tree.faults) > limit or len(tree.folders) > MAX_DIRECTORIES:
                         tree.too_many = True
                         return tree
+            tree.names[name] = Entries((status.st_dev, status.st_ino), frozenset(names))
         except FileNotFoundError:
             tree.changed = True
         except OSError as error:
             tree.faults[name] = f"the directory cannot be read: {error.strerror}"
     return tree
+
+
+def is_ignored(name: str) -> bool:
+    """True for what editors, git, ConfigMaps and half-done downloads leave beside specs."""
+    return name.startswith((".", "#")) or name.endswith(("~", "#", ".swp", ".tmp"))
 
 
 def unchanged(tree: Tree) -> bool:
@@ -147,8 +171,6 @@ def _sort_in(
     links: list[tuple[str, str]],
 ) -> None:
     name = entry.name
-    if name.startswith((".", "#")) or name.endswith(("~", "#", ".swp", ".tmp")):
-        return  # editors, git, ConfigMaps and half-done downloads
     shown = f"{folder}/{name}"
     if not name.isprintable() and (name.endswith(SUFFIXES) or entry.is_dir()):
         tree.faults[ascii(shown)[1:-1]] = "the name holds characters that cannot be printed"
@@ -207,12 +229,13 @@ class Watch(threading.Thread):
     It is a hint and no more: the rescan of the daemon finds whatever no event told of.
     """
 
-    def __init__(self, root: str, callback: Callable[[], None]) -> None:
+    def __init__(self, root: str, callback: Callable[[], None], heard: Heard | None = None) -> None:
         super().__init__(name="kvmd-watch", daemon=True)
         self.root = root
         self.error = ""  # why nothing is watched at the moment
         self.ready = threading.Event()  # set while something is watched
         self._callback = callback
+        self._heard = heard
         self._stop_asked = threading.Event()
 
     def stop(self) -> None:
@@ -224,9 +247,11 @@ class Watch(threading.Thread):
         while not self._stop_asked.is_set():
             try:
                 self._watch()
+                self._stand(False)
             except Exception as error:  # a watch limit, a file system without inotify: the rescan still works
                 self.error = f"{self.root} is not watched: {error}"
                 self.ready.clear()
+                self._stand(False)
                 self._stop_asked.wait(_PAUSE)
 
     def _tell(self) -> None:
@@ -234,6 +259,10 @@ class Watch(threading.Thread):
             self._callback()
         except Exception as error:  # a callback's fault must not make kvmd deaf
             self.error = f"the answer to a change of {self.root} failed: {error}"
+
+    def _stand(self, standing: bool) -> None:
+        if self._heard is not None:
+            self._heard.stand(standing)
 
     def _watch(self) -> None:
         """Watch what is there now; return when other directories have to be watched."""
@@ -245,6 +274,7 @@ class Watch(threading.Thread):
         # Not recursive: watchfiles would follow symlinks out of the tree, to / if somebody made one.
         with RustNotify(list(directories), False, False, 0, False, False) as notify:
             self.error = ""
+            self._stand(True)
             self.ready.set()
             self._tell()  # what changed before the watch stood
             while not self._stop_asked.is_set():
@@ -253,7 +283,10 @@ class Watch(threading.Thread):
                 events = notify.watch(_DEBOUNCE, _STEP, _LOOK_AGAIN, self._stop_asked)
                 if isinstance(events, str):  # stop, timeout or signal
                     continue
-                if any(path.startswith(inside) or path in trail.names for _, path in events):
+                paths = [path for _, path in events if path.startswith(inside) or path in trail.names]
+                if paths:
+                    if self._heard is not None:
+                        self._heard.tell(paths)
                     self._tell()
 
 

@@ -25,6 +25,7 @@ from kvmd.daemon.assembly import Assembly, assemble  # noqa: E402
 from kvmd.daemon.once import converge  # noqa: E402
 from kvmd.ops import DomainDefine  # noqa: E402
 from kvmd.sources.settings_file import load_settings  # noqa: E402
+from kvmd.sources.watch import Watch  # noqa: E402
 
 SPEC = """apiVersion: kvmd.dev/v1alpha1
 kind: VirtualMachine
@@ -118,6 +119,8 @@ class Bench:
 
     def idle(self, count: int) -> list[Row]:
         agent, assembly = self.agent(count, "Halted")
+        watch = Watch(str(agent.specs), assembly.wake.set, assembly.heard)
+        watch.start()
         converge(assembly)
         cycles = 20
         before = time.process_time()
@@ -136,7 +139,7 @@ class Bench:
             )
         ]
         changes = []
-        for turn in range(5):
+        for turn in range(9):
             agent.write("vm0.yaml", SPEC.format(number=0, strategy="Halted", vcpus=2 + turn % 2))
             time.sleep(0.4)
             before = time.process_time()
@@ -147,6 +150,7 @@ class Bench:
         rows.append(
             (f"cycle with one changed file, {count} domains (CPU)", "", f"{statistics.median(changes):.2f} ms", "")
         )
+        watch.stop()
         clean(self.connection)
         assembly.close()
         return rows

@@ -12,11 +12,15 @@ import pytest
 from netns import NetNamespace, namespace
 from small import link
 
+from kvmd.api import bridge_settings
 from kvmd.api.resource import Ref
 from kvmd.daemon.assembly import Assembly, assemble
+from kvmd.daemon.importing import import_object
 from kvmd.host.links import Links
 from kvmd.host.preflight import lacking_links
+from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Key
+from kvmd.plan.model import Rules
 from kvmd.settings import Settings
 
 pytestmark = [
@@ -24,13 +28,13 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces: run pytest as root"),
 ]
 
-BRIDGE = """{mac: 02:00:00:00:00:05, mtu: 1400, stp: true, priority: 4096, forwardDelaySeconds: 4,
+EVERY = """cost: 10, priority: 8, learning: false, flood: false, multicastFlood: false, broadcastFlood: false,
+  isolated: true, hairpin: true, bpduGuard: true, rootGuard: true, fastLeave: true"""
+BRIDGE = f"""{{mac: 02:00:00:00:00:05, mtu: 1400, stp: true, priority: 4096, forwardDelaySeconds: 4,
   helloTimeSeconds: 1, maxAgeSeconds: 10, ageingTimeSeconds: 60, groupForwardMask: 16384, multicastSnooping: true,
-  multicastQuerier: true,
-  uplinks: [{name: up0, cost: 10, priority: 8, learning: false, flood: false, multicastFlood: false,
-             broadcastFlood: false, isolated: true, hairpin: true, bpduGuard: true, rootGuard: true,
-             fastLeave: true}]}"""
-TAP = "{bridge: br0, owner: 1000, group: 1001, multiQueue: true, vnetHdr: false, mtu: 1300, port: {isolated: true}}"
+  multicastQuerier: true, uplinks: [{{name: up0, {EVERY}}}]}}"""
+TAP = f"""{{bridge: br0, owner: 1000, group: 1001, multiQueue: true, vnetHdr: false, mtu: 1300,
+  port: {{{EVERY}}}}}"""
 
 
 class Loop:
@@ -96,29 +100,13 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
         opened.close()
 
 
-@pytest.mark.shows(
-    "Bridge",
-    "mac",
-    "priority",
-    "helloTimeSeconds",
-    "maxAgeSeconds",
-    "ageingTimeSeconds",
-    "groupForwardMask",
-    "multicastSnooping",
-    "multicastQuerier",
-    "uplinks[].cost",
-    "uplinks[].priority",
-    "uplinks[].learning",
-    "uplinks[].flood",
-    "uplinks[].multicastFlood",
-    "uplinks[].broadcastFlood",
-    "uplinks[].isolated",
-    "uplinks[].hairpin",
-    "uplinks[].bpduGuard",
-    "uplinks[].rootGuard",
-    "uplinks[].fastLeave",
-)
-@pytest.mark.shows("Tap", "vnetHdr", "port.isolated")
+PORT = [setting.leaf for setting in bridge_settings.PORT]
+FILTERS = ("vlanFiltering", "defaultPvid")
+
+
+@pytest.mark.shows("Bridge", "mac", *(s.leaf for s in bridge_settings.BRIDGE if s.leaf not in FILTERS))
+@pytest.mark.shows("Bridge", *(f"uplinks[].{leaf}" for leaf in PORT))
+@pytest.mark.shows("Tap", "vnetHdr", *(f"port.{leaf}" for leaf in PORT))
 def test_every_setting_is_made_kept_and_taken_back(loop: Loop) -> None:
     loop.write(link("Bridge", "br0", BRIDGE) + link("Tap", "tap1", TAP))
     made = loop.net.links()["br0"]
@@ -128,14 +116,14 @@ def test_every_setting_is_made_kept_and_taken_back(loop: Loop) -> None:
     expected |= {"ageing_time": 6000, "mcast_snooping": 1, "mcast_querier": 1}
     assert {name: data[name] for name in expected} == expected
     assert int(str(data["group_fwd_mask"]), 0) == 0x4000
-    port = loop.info("up0", "info_slave_data")
     on = ("isolated", "hairpin", "guard", "root_block", "fastleave")
     off = ("learning", "flood", "mcast_flood", "bcast_flood")
-    assert (port["cost"], port["priority"]) == (10, 8)
-    assert all(port[name] for name in on) and not any(port[name] for name in off)
+    for name in ("up0", "tap1"):
+        port = loop.info(name, "info_slave_data")
+        assert (port["cost"], port["priority"]) == (10, 8)
+        assert all(port[name] for name in on) and not any(port[name] for name in off)
     tap = loop.info("tap1")
     assert (tap["multi_queue"], tap["vnet_hdr"], tap["group"]) == (True, False, 1001)
-    assert loop.info("tap1", "info_slave_data")["isolated"]
 
     loop.net.shell(
         "ip link set br0 type bridge ageing_time 100 hello_time 300 mcast_querier 0 priority 7;"
@@ -187,6 +175,31 @@ def test_what_the_kernel_lacks_is_said_once_and_not_tried(loop: Loop) -> None:
     found = loop.assembly.reconciler.cycle().plan.objects[ref].condition("Stalled")
     assert found is not None and found.reason == "Unsupported" and "CONFIG_BRIDGE_VLAN_FILTERING" in found.message
     assert "br0" not in loop.net.links() and Links(loop.net.path).observe()[1]
+
+
+def test_what_a_person_set_is_said_by_import(loop: Loop) -> None:
+    loop.net.shell(
+        "ip link add br1 type bridge stp_state 1 priority 7 ageing_time 6000 group_fwd_mask 16384 mcast_snooping 0;"
+        "ip link set br1 up;"
+        "ip link add vx1 type vxlan id 9 local 10.1.0.1 remote 10.1.0.2 dstport 4790; ip link set vx1 up;"
+        "ip tuntap add tap9 mode tap multi_queue; ip link set tap9 master br1 up;"
+        "ip link set tap9 type bridge_slave learning off hairpin on"
+    )
+    observed, said = loop.assembly.host.observe(), {}
+    for kind, name in (("Bridge", "br1"), ("Vxlan", "vx1"), ("Tap", "tap9")):
+        found = import_object(CONTROLLERS[kind], Key("link", name), observed, Rules())
+        assert found is not None
+        said[name] = found.document["spec"]
+    assert said["br1"] == {
+        "stp": True,
+        "priority": 7,
+        "ageingTimeSeconds": 60,
+        "groupForwardMask": 16384,
+        "multicastSnooping": False,
+    }
+    assert said["vx1"] == {"id": 9, "local": "10.1.0.1", "remote": "10.1.0.2", "port": 4790, "mtu": 1500}
+    port = {"learning": False, "hairpin": True}
+    assert {"multiQueue": True, "vnetHdr": False, "bridge": "br1", "port": port}.items() <= said["tap9"].items()
 
 
 def test_a_renamed_link_gets_its_name_back(loop: Loop) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -19,14 +21,24 @@ pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 SMALL = f"{ARGS} kvmd.tick=1 swiotlb=512 memhp_default_state=online_movable"
 
 
-@pytest.fixture
-def running(hermetic: Hermetic, tmp_path: Path) -> Iterator[Agent]:
-    """A kvmd with nothing to do yet."""
-    agent = Agent(hermetic, tmp_path / "agent", prune={"maxPercent": 100})
+@pytest.fixture(scope="module")
+def agent_of_all(hermetic: Hermetic, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A kvmd with one machine that stays, so that the removal of all others is no empty directory."""
+    agent = Agent(hermetic, tmp_path_factory.mktemp("hotplug") / "agent", prune={"maxPercent": 100})
+    agent.write("stays.yaml", vm("stays"))
     agent.start()
     yield agent
     agent.stop()
     wipe(hermetic)
+
+
+@pytest.fixture
+def running(agent_of_all: Agent) -> Iterator[Agent]:
+    """The same kvmd for each test, without the machine of the test before."""
+    yield agent_of_all
+    agent_of_all.remove("web.yaml")
+    wait_until(lambda: agent_of_all.hermetic.virsh("list", "--all", "--name").split() == ["stays"], 60, "web is gone")
+    (agent_of_all.folder / "web.console").unlink(missing_ok=True)
 
 
 def spec(agent: Agent, name: str, **fields: str) -> str:
@@ -97,7 +109,7 @@ def pending(agent: Agent) -> set[str]:
     return {item["path"] for item in found["status"]["pendingChanges"]}
 
 
-def test_a_dimm_gives_a_running_guest_more_memory_which_it_may_refuse_to_give_back(running: Agent) -> None:
+def test_dimms_give_a_running_guest_more_memory_and_take_it_back(running: Agent) -> None:
     agent, hermetic = running, running.hermetic
     sizes = "guest: {}Mi, maxGuest: 512Mi, hotplug: Dimm"
     agent.write("web.yaml", spec(agent, "web", memory=sizes.format(128)))
@@ -131,6 +143,19 @@ def test_a_guest_that_never_lets_go_of_its_disk_is_asked_again_and_holds_up_noth
     at_rest(agent, "web")
 
 
+def test_a_device_of_the_host_is_refused_until_policy_names_it(running: Agent) -> None:
+    agent, hermetic = running, running.hermetic
+    agent.write("web.yaml", vm("web", more="  hostDevices: [{name: key, usb: '046d:c52b'}]"))
+    said = agent.wait_condition("VirtualMachine/web", "Stalled")
+    assert said["reason"] == "Refused" and "policy: {hostDevices: ['usb:046d:c52b']}" in said["message"]
+    settings = json.loads(agent.config.read_text())
+    settings["policy"]["hostDevices"] = ["usb:046d:*"]
+    agent.config.write_text(json.dumps(settings))
+    os.kill(agent.pid(), signal.SIGHUP)
+    at_rest(agent, "web")
+    assert "<product id='0xc52b'/>" in hermetic.virsh("dumpxml", "web")
+
+
 HUGE = Path("/proc/sys/vm/nr_hugepages")
 
 
@@ -157,15 +182,20 @@ def huge_pages(hermetic: Hermetic) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_huge_pages_and_spice(running: Agent, tmp_path: Path) -> None:
+@pytest.mark.shows("VirtualMachine", "devices.tablet", "devices.sound")
+def test_huge_pages_spice_tablet_sound_and_9p_in_one_machine(running: Agent, tmp_path: Path) -> None:
     agent, hermetic = running, running.hermetic
     secret = tmp_path / "spice"
     secret.write_text("word1234")
     secret.chmod(0o600)
-    screen = f"  devices: {{graphics: {{type: spice, passwordFrom: {{file: {secret}}}}}}}"
+    graphics = f"graphics: {{type: spice, passwordFrom: {{file: {secret}}}}}"
+    share = f"  filesystems: [{{name: old, path: {tmp_path}, type: 9p, readOnly: true}}]"
+    screen = f"  devices: {{{graphics}, tablet: true, sound: ich9}}\n{share}"
     agent.write("web.yaml", vm("web", "Always", memory="64Mi, hugepages: {size: 2Mi}", more=screen))
     at_rest(agent, "web", 60)
     live = hermetic.virsh("dumpxml", "web")
     assert "<hugepages>" in live and "type='spice'" in live
+    assert "<input type='tablet' bus='usb'>" in live and "<sound model='ich9'>" in live
+    assert "<target dir='old'/>" in live and "<readonly/>" in live
     free = int(re.findall(r"HugePages_Free: *(\d+)", Path("/proc/meminfo").read_text())[0])
     assert free <= 48 - 32

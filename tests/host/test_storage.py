@@ -196,10 +196,15 @@ def test_what_reads_other_files_of_the_host_is_no_image(agent: Agent, server: Im
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", tmp_path / "e.qcow2", "1M"],
         check=True,
     )
-    agent.write("image.yaml", image("evil", str(tmp_path / "e.qcow2"), "qcow2"))
+    data = ["-o", f"data_file={tmp_path}/d.raw,data_file_raw=on"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *data, tmp_path / "d.qcow2", "1M"], check=True)
+    two = (image("evil", str(tmp_path / "e.qcow2"), "qcow2"), image("split", str(tmp_path / "d.qcow2"), "qcow2"))
+    agent.write("image.yaml", "".join(two))
     agent.start()
     assert "stands on /etc/passwd" in agent.wait_condition("Image/evil", "Stalled")["message"]
-    assert not list((agent.folder / "state" / "images").glob("evil*"))
+    assert "keeps its data in another file" in agent.wait_condition("Image/split", "Stalled")["message"]
+    stored = (agent.folder / "state" / "images").iterdir()
+    assert not [path.name for path in stored if path.name.startswith(("evil", "split"))]
 
 
 @pytest.mark.shows("Volume", "reclaimPolicy", "pool")

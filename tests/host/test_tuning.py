@@ -32,15 +32,17 @@ class Tuned:
         args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.timeout=1"
         (folder / "setup.iso").write_bytes(bytes(MIB))
         self.disk: dict[str, Any] = {"name": "data", "path": f"{folder}/data.raw", "format": "raw", "bootOrder": 1}
-        self.nic: dict[str, Any] = {"name": "net0", "bridge": "br0"}
+        self.nic: dict[str, Any] = {"name": "net0", "bridge": "br0", "queues": 2}
+        self.balloon: dict[str, Any] = {"model": "virtio", "freePageReporting": True}
         self.devices: dict[str, Any] = {
             "guestAgent": True,
-            "balloon": {"statsPeriodSeconds": 5},
+            "balloon": self.balloon | {"statsPeriodSeconds": 5},
             "serial": [{"name": "console", "file": f"{folder}/console"}],
         }
         boot = {"kernel": {"path": files.kernel}, "initrd": {"path": files.initrd}, "args": args}
         self.spec: dict[str, Any] = {
             "accelerator": "tcg",
+            "cpu": {"model": "qemu64", "features": [{"name": "x2apic", "policy": "disable"}, {"name": "aes"}]},
             "memory": {"guest": "128Mi"},
             "kernelBoot": boot,
             "disks": [self.disk],
@@ -112,29 +114,27 @@ def tuned(hermetic: Hermetic, tmp_path: Path) -> Iterator[Tuned]:
 
 @pytest.mark.shows(
     "VirtualMachine",
-    "disks[].ioTune.total.bytes",
-    "disks[].ioTune.total.iops",
-    "disks[].ioTune.read.bytes",
-    "disks[].ioTune.read.bytesBurst",
-    "disks[].ioTune.read.bytesBurstSeconds",
-    "disks[].ioTune.write.bytes",
-    "disks[].ioTune.iopsSize",
-    "interfaces[].bandwidth.inbound.average",
-    "interfaces[].bandwidth.inbound.peak",
-    "interfaces[].bandwidth.inbound.burst",
-    "interfaces[].bandwidth.outbound.average",
-    "disks[].ioThread",
-    "disks[].detectZeroes",
-    "ioThreads",
-    "devices.balloon.statsPeriodSeconds",
-    "devices.guestAgent",
-    "shutdown.timeouts.agent",
-    "shutdown.timeouts.acpi",
+    *(
+        f"disks[].ioTune.{way}.{word}{more}"
+        for way in ("total", "read", "write")
+        for word in ("bytes", "iops")
+        for more in ("", "Burst", "BurstSeconds")
+    ),
+    *(
+        f"interfaces[].bandwidth.{way}.{leaf}"
+        for way in ("inbound", "outbound")
+        for leaf in ("average", "peak", "burst")
+    ),
+    *(f"devices.balloon.{leaf}" for leaf in ("model", "statsPeriodSeconds", "freePageReporting")),
+    *(f"disks[].{leaf}" for leaf in ("ioTune.iopsSize", "ioThread", "detectZeroes")),
+    *("cpu.features[].name", "cpu.features[].policy", "ioThreads", "interfaces[].queues", "interfaces[].link"),
+    *("shutdown.timeouts.agent", "shutdown.timeouts.acpi", "devices.guestAgent", "install.doneWhen"),
 )
 def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) -> None:
     """Each row: a leaf of the spec, and what libvirt, QEMU, the kernel or the guest then say of it."""
     identity, up = tuned.hermetic.virsh("domid", "web"), tuned.uptime()
     install_is_done_once_the_agent_answers(tuned)
+    what_it_was_booted_with(tuned)
     limits_of_a_disk(tuned)
     bandwidth_and_link_of_a_nic(tuned)
     threads_and_statistics(tuned)
@@ -154,17 +154,39 @@ def install_is_done_once_the_agent_answers(tuned: Tuned) -> None:
     tuned.at_rest()
 
 
+def what_it_was_booted_with(tuned: Tuned) -> None:
+    """What no running guest can be given."""
+    live = tuned.live()
+    features = {item.get("name"): item.get("policy") for item in live.findall("cpu/feature")}
+    assert (features["x2apic"], features["aes"]) == ("disable", "require")
+    queues, balloon = live.find("devices/interface/driver"), live.find("devices/memballoon")
+    assert queues is not None and queues.get("queues") == "2"
+    assert balloon is not None and (balloon.get("model"), balloon.get("freePageReporting")) == ("virtio", "on")
+
+
+def limit(number: int) -> dict[str, Any]:
+    """Every leaf of one direction, each with a value of its own."""
+    found: dict[str, Any] = {"bytes": f"{number}Mi", "bytesBurst": f"{10 * number}Mi", "bytesBurstSeconds": number}
+    return found | {"iops": 100 * number, "iopsBurst": 1000 * number, "iopsBurstSeconds": number + 1}
+
+
+def in_libvirt(way: str, number: int) -> dict[str, int]:
+    """The same, under libvirt's names."""
+    found = {f"{way}_bytes_sec": number * MIB, f"{way}_bytes_sec_max": 10 * number * MIB}
+    found |= {f"{way}_iops_sec": 100 * number, f"{way}_iops_sec_max": 1000 * number}
+    return found | {f"{way}_bytes_sec_max_length": number, f"{way}_iops_sec_max_length": number + 1}
+
+
 def limits_of_a_disk(tuned: Tuned) -> None:
     """In total, for each direction with a burst, by hand, and none."""
+    tuned.disk["ioTune"] = {"read": limit(3), "write": limit(4), "iopsSize": "4Ki"}
+    tuned.apply()
+    assert tuned.limits() == in_libvirt("read", 3) | in_libvirt("write", 4) | {"size_iops_sec": 4096}
+    tuned.disk["ioTune"] = {"total": limit(5)}
+    tuned.apply()
+    assert tuned.limits() == in_libvirt("total", 5)
     tuned.disk["ioTune"] = {"total": {"bytes": "5Mi", "iops": 300}}
     tuned.apply()
-    assert tuned.limits() == {"total_bytes_sec": 5 * MIB, "total_iops_sec": 300}
-    directions = {"read": {"bytes": "20Mi", "bytesBurst": "40Mi", "bytesBurstSeconds": 5}, "write": {"bytes": "1Mi"}}
-    tuned.disk["ioTune"] = {**directions, "total": {"iops": 300}, "iopsSize": "4Ki"}
-    tuned.apply()
-    both = {"read_bytes_sec": 20 * MIB, "write_bytes_sec": MIB, "total_iops_sec": 300, "size_iops_sec": 4096}
-    both |= {"read_bytes_sec_max": 40 * MIB, "read_bytes_sec_max_length": 5}
-    assert {name: value for name, value in tuned.limits().items() if name in both} == both
     tuned.at_rest()
     tuned.hermetic.virsh("blkdeviotune", "web", "vda", "--live", "--total-iops-sec", "7")
     wait_until(lambda: tuned.limits()["total_iops_sec"] == 300, 20, "what somebody limited by hand is put right")
@@ -176,14 +198,15 @@ def limits_of_a_disk(tuned: Tuned) -> None:
 def bandwidth_and_link_of_a_nic(tuned: Tuned) -> None:
     """Both in one call; the kernel's own class has the rate."""
     hermetic = tuned.hermetic
-    limits = {"inbound": {"average": "1M", "peak": "2M", "burst": "64Ki"}, "outbound": {"average": "500k"}}
+    outbound = {"average": "500k", "peak": "600k", "burst": "32Ki"}
+    limits = {"inbound": {"average": "1M", "peak": "2M", "burst": "64Ki"}, "outbound": outbound}
     tuned.nic |= {"bandwidth": limits, "link": "down"}
     tuned.apply()
     tap = tuned.live().find("devices/interface/target")
     assert tap is not None
     found = dict(re.findall(r"([\w.]+) *: (\d+)", hermetic.virsh("domiftune", "web", tap.get("dev", ""), "--live")))
     assert (found["inbound.average"], found["inbound.peak"], found["inbound.burst"]) == ("1000", "2000", "64")
-    assert found["outbound.average"] == "500"
+    assert (found["outbound.average"], found["outbound.peak"], found["outbound.burst"]) == ("500", "600", "32")
     assert re.search(r"rate 8Mbit ceil 16Mbit", hermetic.run("tc", "class", "show", "dev", tap.get("dev", "")))
     tuned.at_rest()
     del tuned.nic["bandwidth"], tuned.nic["link"]
@@ -198,7 +221,7 @@ def threads_and_statistics(tuned: Tuned) -> None:
     fast = {"name": "fast", "path": f"{tuned.folder}/fast.raw", "format": "raw", "ioThread": 2, "detectZeroes": "on"}
     fast["ioTune"] = {"total": {"iops": 100}}
     tuned.spec |= {"ioThreads": 2, "disks": [tuned.disk, fast]}
-    tuned.devices["balloon"] = {"statsPeriodSeconds": 2}
+    tuned.devices["balloon"] = tuned.balloon | {"statsPeriodSeconds": 2}
     tuned.apply()
     wait_until(lambda: tuned.said(r"disks=\S*vdb:4194304"), 20, "the guest has the disk")
     driver = tuned.live().find("devices/disk/driver[@iothread='2']")
@@ -209,7 +232,7 @@ def threads_and_statistics(tuned: Tuned) -> None:
     tuned.at_rest()
     tuned.spec["disks"] = [tuned.disk]
     del tuned.spec["ioThreads"]
-    tuned.devices["balloon"] = {}
+    tuned.devices["balloon"] = tuned.balloon
     tuned.apply()
     wait_until(lambda: tuned.live().find("iothreadids") is None, 30, "the threads are gone")
     assert tuned.live().find("devices/memballoon/stats") is None

@@ -17,11 +17,12 @@ pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 
 PORT, FORWARDED, WITHIN = 8098, 8097, 7
 SERVER = f"""
-import http.server
-class Hello(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(b"hello")
-http.server.HTTPServer(("0.0.0.0", {PORT}), Hello).serve_forever()
+import socketserver
+class Hello(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b"hello")
+socketserver.TCPServer.allow_reuse_address = True
+socketserver.TCPServer(("0.0.0.0", {PORT}), Hello).serve_forever()
 """
 # slirp has a network of its own. passt gives the guest the address and the gateway of the host, and is the gateway.
 SLIRP_HOST, SLIRP_GUEST = "10.0.2.2", "10.0.2.15"
@@ -34,7 +35,7 @@ print(link.recv(64).decode(), end="")
 
 
 def spec(folder: Path, host: str, user: str) -> str:
-    """A guest that asks the host for a page, and answers on a port of its own."""
+    """A guest that dials the host, and answers on a port of its own."""
     files = guest_files()
     return f"""
 apiVersion: kvmd.dev/v1alpha1
@@ -46,7 +47,7 @@ spec:
   kernelBoot:
     kernel: {{path: {files.kernel}}}
     initrd: {{path: {files.initrd}}}
-    args: "{ARGS} kvmd.name=alone kvmd.fetch=http://{host}:{PORT}/ kvmd.serve={WITHIN}"
+    args: "{ARGS} kvmd.name=alone kvmd.dial={host}:{PORT} kvmd.serve={WITHIN}"
   interfaces: [{{name: net0, user: {user}}}]
   devices: {{serial: [{{name: console, file: {folder}/alone.console}}]}}
   shutdown: {{methods: [acpi], timeoutSeconds: 2}}
@@ -77,17 +78,17 @@ def ask(agent: Agent, host: str, port: int) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
 
 
-def fetched(agent: Agent, host: str) -> bool:
+def reached(agent: Agent, host: str) -> bool:
     """True once the guest has said that the host answered."""
     text = (agent.folder / "alone.console").read_text(errors="replace")
-    return f"KVMD-FETCH http://{host}:{PORT}/ ok hello" in text
+    return f"KVMD-DIAL {host}:{PORT} ok hello" in text
 
 
 def test_a_guest_on_user_reaches_out_and_cannot_be_reached(served: Agent) -> None:
     agent = served
     agent.write("alone.yaml", spec(agent.folder, SLIRP_HOST, "{}"))
     agent.start()
-    wait_until(lambda: fetched(agent, SLIRP_HOST), 90, "the guest has its page")
+    wait_until(lambda: reached(agent, SLIRP_HOST), 90, "the guest has its answer")
     agent.wait_ready("VirtualMachine/alone")
     assert ask(agent, "127.0.0.1", WITHIN) == ask(agent, SLIRP_GUEST, WITHIN) == ""
     conditions = agent.object("VirtualMachine/alone")["status"]["conditions"]  # type: ignore[index]
@@ -105,7 +106,7 @@ def test_a_guest_on_user_reaches_out_and_cannot_be_reached(served: Agent) -> Non
     agent.wait_condition("VirtualMachine/alone", "RestartRequired")
     agent.kvmd("restart", "alone")
     wait_until(lambda: ask(agent, "127.0.0.1", FORWARDED) == "KVMD-SERVED name=alone\n", 90, "in by the port")
-    wait_until(lambda: fetched(agent, GATEWAY), 30, "out by passt")
+    wait_until(lambda: reached(agent, GATEWAY), 30, "out by passt")
     assert ask(agent, "127.0.0.1", WITHIN) == ""
     agent.wait_ready("VirtualMachine/alone")
     assert "No changes" in agent.kvmd("plan")

@@ -10,7 +10,7 @@ from generators import machine_for
 from simulator import Loop
 
 from kvmd.api.resource import Ref
-from kvmd.observed import BridgePort
+from kvmd.observed import BridgePort, Link
 from kvmd.render.topology import topology_data, topology_dot, topology_tree
 
 SPECS = """
@@ -84,3 +84,40 @@ def test_the_first_hop_that_is_too_narrow_says_so_and_is_not_broken(loop: Loop) 
     assert narrow == ["eno1.100"]
     assert drawn(loop)[0]["interfaces"][0]["brokenAt"] is None
     assert "vlan eno1.100: MTU 1400 is below the 1500 of" in topology_tree(drawn(loop))
+
+
+SEVERAL = SPECS.replace("spec: {}", "spec: {uplinks: [{name: eno2}, {name: eno3}]}")
+
+
+@pytest.fixture
+def several() -> Loop:
+    """A bridge with a VLAN and two NICs: three ways out."""
+    resources = resources_of(SEVERAL, "specs.yaml")
+    made = Loop(machine_for(resources))
+    made.machine.add_link(Link("eno3", 0, "", mac="02:00:00:00:00:03", up=True))
+    made.converge(resources)
+    for name in ("br0", "eno1.100", "eno2", "eno3"):
+        made.machine.set_link(name, carrier=True, operstate="up")
+    return made
+
+
+def test_several_ways_out_stand_side_by_side(several: Loop) -> None:
+    dot, tree = topology_dot(drawn(several)), topology_tree(drawn(several))
+    for edge in ("bridge br0", "vlan eno1.100"), ("vlan eno1.100", "uplink eno1"), ("bridge br0", "uplink eno3"):
+        assert f'"{edge[0]}" -> "{edge[1]}"' in dot
+    assert dot.count(" -> ") == 6  # NIC, TAP, bridge, three ways, one of them through a VLAN
+    assert '"uplink eno1" -> ' not in dot and '"uplink eno2" -> ' not in dot
+    assert '[label="uplink eno2\\nup, forwarding\\nMTU 1500"' in dot
+    assert "and bridge br0 -> uplink eno2 (up, forwarding) -> outside" in tree
+    assert tree.count("-> outside") == 3
+
+
+def test_a_way_that_is_broken_breaks_nothing_while_another_is_whole(several: Loop) -> None:
+    several.machine.set_link("eno2", carrier=False)
+    assert drawn(several)[0]["interfaces"][0]["brokenAt"] is None
+    assert "breaks at" not in topology_tree(drawn(several))
+    for name in ("eno1", "eno3"):
+        several.machine.set_link(name, carrier=False)
+    assert drawn(several)[0]["interfaces"][0]["brokenAt"] == "uplink eno1"
+    several.machine.set_link("br0", up=False)
+    assert drawn(several)[0]["interfaces"][0]["brokenAt"] == "bridge br0"

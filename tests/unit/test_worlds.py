@@ -18,6 +18,8 @@ UNDRAWN = {
     "Tap": ("port.",),
     "VirtualMachine": (
         "interfaces[].user.",
+        "devices.tablet",
+        "devices.sound",
         "install.from.kernelBoot.",
         *(f"disks[].{drive}{part}" for drive in ("", "media.") for part in ("authFrom.", "cookiesFrom.", "tls.")),
     ),

@@ -32,7 +32,7 @@ from kvmd.kinds.virtual_machine.restart import on_reboot, reboots_to_apply
 from kvmd.kinds.virtual_machine.running import restart_due, running
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.kinds.virtual_machine.status import status_of
-from kvmd.kinds.virtual_machine.waits import absent_files, possible
+from kvmd.kinds.virtual_machine.waits import absent_files, possible, replaced_files
 from kvmd.observed import Domain, Key
 from kvmd.plan.difference import Change
 from kvmd.plan.look import Look
@@ -189,7 +189,11 @@ def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: t
 
 def _stands(spec: Spec, look: Look) -> bool:
     """True where everything that it stands on can be used now."""
-    return direct.ready(spec, look) and all(look.usable(ref) for ref in objects_of(spec))
+    return (
+        direct.ready(spec, look)
+        and all(look.usable(ref) for ref in objects_of(spec))
+        and not replaced_files(spec, look)  # its last writes would be lost
+    )
 
 
 def secrets(spec: Spec) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from kvmd.api.schema import Update, leaf
 from kvmd.kinds.virtual_machine import balloon as memory_balloon
 from kvmd.kinds.virtual_machine import firmware as uefi
 from kvmd.kinds.virtual_machine import graphics as screen
+from kvmd.kinds.virtual_machine import processor
 from kvmd.kinds.virtual_machine.io_threads import IO_THREADS
 from kvmd.plan.difference import Change, at, is_owned
 from kvmd.xmlmap import Element, Place
@@ -125,6 +126,7 @@ class Board:
     firmware: str = field(default="bios", metadata=at("firmware.type", xml=uefi.TYPE))
     secure_boot: bool | None = field(default=False, metadata=at("firmware.secureBoot", xml=uefi.SECURE_BOOT))
     nvram: str = ""  # where its NVRAM file is made; never compared
+    cpu_features: processor.Features | None = field(default=None, metadata=at("cpu.features", xml=processor.FEATURES))
     io_threads: int | None = field(default=None, metadata=at("ioThreads", xml=IO_THREADS))
     huge_pages: int | None = field(
         default=None, metadata=at("memory.hugepages.size", xml=Place(_pages_get, _pages_put))

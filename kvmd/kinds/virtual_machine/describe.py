@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from kvmd import xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.kinds.virtual_machine import memory
+from kvmd.kinds.virtual_machine.devices import SoundModel
 from kvmd.kinds.virtual_machine.domain import FOREIGN, DiskState, Known, NicState, State, read
 from kvmd.kinds.virtual_machine.filesystems import FilesystemState
 from kvmd.kinds.virtual_machine.nic import ATTACHMENTS
@@ -35,6 +36,7 @@ def describe(key: Key, observed: Observed) -> Described | None:
         "memory.guest": format_quantity,
         "memory.maxGuest": format_quantity,
         "cpu.topology": lambda value: dict(zip(("sockets", "cores", "threads"), value, strict=True)),
+        "cpu.features": lambda features: [{"name": name, "policy": policy} for name, policy in features],
         "disks": lambda disks: [_disk(disk) for disk in disks if _reaches(disk)],
         "interfaces": lambda nics: [_nic(nic) for nic in nics if _is_sayable(nic)],
         "filesystems": lambda shares: [{"name": share.name} | said(share) for share in shares if _is_share(share)],
@@ -44,6 +46,7 @@ def describe(key: Key, observed: Observed) -> Described | None:
     # devices of the host: while policy.hostDevices does not name them the whole machine would be refused.
     plugged = memory.is_sayable(root)
     skip = {"accelerator", "hostDevices"} | (set() if plugged else {"memory.hotplug"})
+    skip |= set() if state.sound in get_args(SoundModel) else {"devices.sound"}
     skip |= {"memory.maxGuest"} if not plugged and state.hotplug != memory.BALLOON else set()
     spec = said(state, words, skip=frozenset(skip))
     put(spec, "runStrategy", "Always" if domain.autostart else "Manual")
@@ -113,6 +116,7 @@ def _unsaid(root: Element, state: State, plugged: bool) -> list[str]:
     found = [f"<{element.tag}>" for element in root if element.tag not in whole]
     found += [f"<os><{element.tag}>" for element in root.findall("os/*") if element.tag not in _SAID_OS]
     devices = _SAID_DEVICES | _DEVICES_BY_ITSELF | ({"memory"} if plugged else set())
+    devices |= {"sound"} if state.sound in get_args(SoundModel) else set()
     found += [f"device <{element.tag}>" for element in root.findall("devices/*") if element.tag not in devices]
     found += [f"share {share.tag}" for share in state.shares if not _is_share(share)]
     found += [f"login of disk {disk.target}" for disk in state.disks if disk.auth]

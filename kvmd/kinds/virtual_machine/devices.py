@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from typing import Literal
 
 from kvmd import xmlmap
 from kvmd.xmlmap import Element, Place
 
 # https://libvirt.org/formatdomain.html#consoles-serial-parallel-channel-devices: the agent looks for that name.
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+SoundModel = Literal["ich9", "ich7", "ich6", "ac97", "es1370", "sb16", "pcspk", "usb"]
 
 
 def _rng_put(root: Element, wanted: bool) -> None:
@@ -35,5 +37,22 @@ def _agent_put(root: Element, wanted: bool) -> None:
         ElementTree.SubElement(channel, "target", {"type": "virtio", "name": AGENT_CHANNEL})
 
 
+def _tablet_put(root: Element, wanted: bool) -> None:
+    devices = xmlmap.reach(root, "devices")
+    for tablet in devices.findall("input[@type='tablet']"):
+        devices.remove(tablet)
+    if wanted:
+        ElementTree.SubElement(devices, "input", {"type": "tablet", "bus": "usb"})
+
+
+def _sound_put(root: Element, model: str | None) -> None:
+    """Another model is another device, in another place."""
+    xmlmap.cut(root, "devices/sound")
+    if model is not None:
+        ElementTree.SubElement(xmlmap.reach(root, "devices"), "sound", {"model": model})
+
+
+TABLET = Place(xmlmap.presence("devices/input[@type='tablet']").get, _tablet_put)
+SOUND = Place(xmlmap.attribute("devices/sound", "model").get, _sound_put)
 RNG = Place(xmlmap.presence("devices/rng").get, _rng_put)
 AGENT = Place(_agent_get, _agent_put)

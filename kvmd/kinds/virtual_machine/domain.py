@@ -11,7 +11,7 @@ from kvmd import xmlmap
 from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
 from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
-from kvmd.kinds.virtual_machine.devices import AGENT, RNG
+from kvmd.kinds.virtual_machine.devices import AGENT, RNG, SOUND, TABLET
 from kvmd.kinds.virtual_machine.io_tune import IoTuneState
 from kvmd.kinds.virtual_machine.memory import GUEST, MAXIMUM, MODE, cover
 from kvmd.plan.difference import Leave, at
@@ -178,8 +178,10 @@ def _cpu_get(root: Element) -> str | None:
 
 
 def _cpu_put(root: Element, model: str | None) -> None:
-    cpu = root.find("cpu")
-    kept = [] if cpu is None else [*cpu.findall("topology"), *cpu.findall("numa")]
+    """Topology and NUMA cells stay; features are beside a model, and without one libvirt refuses them."""
+    before = root.find("cpu")
+    stays = ("topology", "numa", *(("feature",) if model is not None else ()))
+    kept = [] if before is None else [item for item in before if item.tag in stays]
     xmlmap.cut(root, "cpu")
     if model is None and not kept:
         return
@@ -248,6 +250,8 @@ class State(Board):
     arguments: str | None = field(metadata=at("kernelBoot.args", xml=xmlmap.text("os/cmdline")))
     rng: bool = field(metadata=at("devices.rng", xml=RNG))
     guest_agent: bool = field(metadata=at("devices.guestAgent", xml=AGENT))
+    tablet: bool = field(metadata=at("devices.tablet", xml=TABLET))
+    sound: str | None = field(metadata=at("devices.sound", xml=SOUND))
     disks: tuple[DiskState, ...] = field(metadata=at("disks", keyed=True))
     interfaces: tuple[NicState, ...] = field(metadata=at("interfaces", keyed=True))
     shares: tuple[filesystems.FilesystemState, ...] = field(metadata=at("filesystems", keyed=True))

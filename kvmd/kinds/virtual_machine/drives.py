@@ -95,7 +95,8 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
         if remote is None:
             disks.append(disk)
             continue
-        chosen = _chosen(ref, disk.name, remote, look)
+        kept = _kept(ref, disk.name, remote, look)
+        chosen = kept or _chosen(remote, look)
         source, act = _source(remote, chosen, look)
         errand = _unreadable(ref, remote, look) if act is not None or source == remote.url else None
         if errand is None and act is not None:
@@ -105,7 +106,8 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
             operations |= dict.fromkeys(errand.operations)
             conditions |= dict.fromkeys(errand.conditions)
             wakes += [errand.wake_at] if errand.wake_at is not None else []
-        if chosen is not None:
+        if chosen is not None and (source is not None or kept is not None):
+            # Not before it can be used: by the news in the mark it is known for no drift when it comes.
             key = f"access.{disk.name}"
             resolved |= {key: chosen[0], f"{key}.word": remote.word, f"{key}.why": chosen[1]}
         shown.append(_shown(disk.name, remote, chosen, look))
@@ -150,13 +152,18 @@ def _errand(act: ops.StorageOp, look: Look) -> Drives:
     return Drives(conditions=(Condition(kind, True, "DriveNotReached", text),), wake_at=fact.again_at)
 
 
-def _chosen(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str] | None:
-    """What was chosen for that very word before; else what the host says now."""
+def _kept(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str] | None:
+    """What was chosen for that very word before."""
     applied = look.applied(ref)
     before = applied.resolved if applied else {}
     key = f"access.{name}"
-    if before.get(f"{key}.word") == remote.word and key in before:
-        return before[key], before.get(f"{key}.why", "")
+    if before.get(f"{key}.word") != remote.word or key not in before:
+        return None
+    return before[key], before.get(f"{key}.why", "")
+
+
+def _chosen(remote: _Remote, look: Look) -> tuple[str, str] | None:
+    """What the host says now; None where it must be asked first."""
 
     def ask() -> tuple[bool, str] | None:
         fact = look.fact(Key("server", remote.url))

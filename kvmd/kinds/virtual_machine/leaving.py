@@ -15,7 +15,8 @@ from kvmd.plan.model import Applied
 
 KEY = "leaving"  # in what the mark has resolved: the run's number, then the paths
 _TRACKED = re.compile(
-    r"firmware\.|devices\.(?!serial)|memory\.(hugepages|hotplug)|ioThreads|disks\[[^]]+\]\.(ioTune|ioThread)"
+    r"firmware\.|devices\.(?!serial)|memory\.(hugepages|hotplug)|ioThreads|cpu\.features"
+    r"|disks\[[^]]+\]\.(ioTune|ioThread)"
     r"|interfaces\[[^]]+\]\.(bandwidth|queues)"
 )
 _RUN = re.compile(r"<domain\b[^>]*?\bid=['\"](\d+)['\"]")

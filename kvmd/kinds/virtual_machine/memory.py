@@ -109,8 +109,8 @@ def _maximum_put(root: Element, maximum: int) -> None:
     mode, guest = mode_of(root), guest_of(root)
     if mode == BALLOON:
         _TOTAL.put(root, maximum)
-        for cell in root.findall("cpu/numa/cell")[:1]:  # libvirt takes the sum of the cells for the whole
-            _cell_put(root, cell, maximum)
+        if len(cells := root.findall("cpu/numa/cell")) == 1:  # libvirt takes the sum of the cells for the whole
+            _cell_put(root, cells[0], maximum)
     elif mode == DIMM:
         _MAXIMUM.put(root, maximum)
     else:
@@ -126,7 +126,7 @@ def _mode_put(root: Element, mode: str) -> None:
     if mode != BALLOON:
         _build(root, mode, guest, maximum)
         return
-    _cell(root)
+    _cell(root)  # refuses several
     xmlmap.cut(root, "cpu/numa")
     if (cpu := root.find("cpu")) is not None and not len(cpu) and not cpu.attrib:
         xmlmap.cut(root, "cpu")
@@ -198,12 +198,11 @@ def _target(device: Element) -> None:
 
 def _ours(root: Element) -> dict[str, Element]:
     """The DIMMs that have an alias of ours."""
-    named = {alias_of(device): device for device in _devices(root, "dimm")}
+    named = {_alias(device): device for device in _devices(root, "dimm")}
     return {alias: device for alias, device in named.items() if alias.startswith(ALIAS_DIMM)}
 
 
-def alias_of(device: Element) -> str:
-    """The alias of a device, or nothing."""
+def _alias(device: Element) -> str:
     alias = device.find("alias")
     return "" if alias is None else alias.get("name", "")
 
@@ -286,7 +285,7 @@ def _plug(domain: Domain, root: Element, guest: int) -> ops.Op | None:
     here, there = _ours(root), _ours(after)
     missing, surplus = [name for name in there if name not in here], [name for name in here if name not in there]
     if total < guest and missing:
-        return ops.DomainAttach(domain.name, domain.uuid, missing[0])
+        return ops.DomainAttach(domain.name, domain.uuid, missing[0], memory=True)
     if total > guest and surplus and _boots_alike(root, after):
         return ops.DomainDetach(domain.name, domain.uuid, surplus[-1])
     return None

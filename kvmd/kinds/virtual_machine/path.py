@@ -35,24 +35,25 @@ def blocked_by_stp(link: Link) -> bool:
 
 
 def ways_out(uplinks: Sequence[Link], look: Look) -> list[Hop]:
-    """What stands upon another link first, then the links at the bottom: so each chain is read from left to right.
+    """Every way that leads out: what stands upon another link, then that link; *behind* names the hops before it.
 
     Of several uplinks spanning tree may well have blocked some; a single one that is blocked is where it breaks.
     """
     alone = len(uplinks) == 1
-    upper: dict[str, Hop] = {}
-    lower: dict[str, Hop] = {}
+    found: dict[str, Hop] = {}
     for uplink in uplinks:
         link: Link | None = uplink
+        before = ""
         for _ in range(_DEEPEST):
             if link is None:
                 break
             kind = link.kind if link.kind in _STACKED else "uplink"
             broken = not link.up or not link.carrier or (alone and blocked_by_stp(link))
-            hop = {"hop": kind, "name": link.name, "state": state_of(link), "broken": broken}
-            (upper if kind in _STACKED else lower)[link.name] = hop
-            link = link_of(look, link.parent) if kind in _STACKED else None
-    return [*upper.values(), *lower.values()]
+            hop: Hop = {"hop": kind, "name": link.name, "state": state_of(link), "broken": broken}
+            # What two stand upon comes after both.
+            found[link.name] = hop | {"behind": [*found.pop(link.name, {}).get("behind", ()), before]}
+            before, link = link.name, link_of(look, link.parent) if kind in _STACKED else None
+    return list(found.values())
 
 
 def sized(path: Iterable[Hop], look: Look) -> list[Hop]:

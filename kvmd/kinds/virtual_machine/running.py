@@ -14,11 +14,14 @@ from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.leaving import to_leave
 from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
+from kvmd.kinds.virtual_machine.processor import features_said
 from kvmd.kinds.virtual_machine.restart import due
 from kvmd.observed import Domain
 from kvmd.plan.difference import differences
 from kvmd.plan.look import Look
 from kvmd.xmlmap import Element
+
+_EXPANDED = frozenset({"cpu.model", "cpu.features"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,9 @@ def running(guest: Guest, look: Look) -> Running:
     also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
     found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
-    found = tuple(change for change in found if change.path != "cpu.model" or _model_waits(guest, domain))
+    found = tuple(
+        change for change in found if change.path not in _EXPANDED or _cpu_waits(guest, domain, change.path)
+    )
     judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
@@ -94,8 +99,11 @@ def _untaken(guest: Guest, root: Element, now: float) -> tuple[float | None, tup
     return None, (Condition(DEGRADED, True, "MemoryNotPlugged", text),)
 
 
-def _model_waits(guest: Guest, domain: Domain) -> bool:
+def _cpu_waits(guest: Guest, domain: Domain, path: str) -> bool:
     if domain.boot_mark is None:
         return False
-    then = domain.boot_mark.written.get("cpu", {})
-    return (then.get("model") if isinstance(then, Mapping) else None) != guest.spec.cpu.model
+    then = domain.boot_mark.written.get("cpu")
+    then = then if isinstance(then, Mapping) else {}
+    if path == "cpu.features":
+        return features_said(then.get("features")) != guest.want.state.cpu_features
+    return then.get("model") != guest.spec.cpu.model

@@ -13,6 +13,7 @@ from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.balloon import Balloon
 from kvmd.kinds.virtual_machine.board import HugePages, Tpm, Watchdog
 from kvmd.kinds.virtual_machine.cloud_init import SEED, CloudInit
+from kvmd.kinds.virtual_machine.devices import SoundModel
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.filesystems import Filesystem
 from kvmd.kinds.virtual_machine.firmware import Firmware
@@ -22,6 +23,7 @@ from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
 from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.processor import Feature
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.shutdown import Shutdown
 from kvmd.kinds.virtual_machine.startup import Dependency, Startup
@@ -69,6 +71,9 @@ class Cpu(SpecModel):
         min_length=1,
     )
     topology: Topology | None = branch(None, about="Topology that the guest sees.")
+    features: tuple[Feature, ...] = branch(
+        (), about="Features beside those of the model, which must be named; null and default are those of the model."
+    )
 
     @property
     def maximum(self) -> int:
@@ -79,6 +84,9 @@ class Cpu(SpecModel):
     def _agree(self) -> Cpu:
         if self.vcpus > self.maximum:
             raise ValueError(f"vcpus ({self.vcpus}) is above maxVcpus ({self.maximum})")
+        _distinct((feature.name for feature in self.features), "features")
+        if self.features and self.model is None:
+            raise ValueError("features are said beside those of a model; write `model`, e.g. host-model")
         if self.topology is not None:
             product = self.topology.sockets * self.topology.cores * self.topology.threads
             if product != self.maximum:
@@ -163,6 +171,18 @@ class Devices(SpecModel):
         update=Update.NEXT_BOOT,
     )
 
+    tablet: Boolean = leaf(
+        False,
+        about="A USB tablet, with which the pointer of a screen is where the mouse is.",
+        example=True,
+        update=Update.NEXT_BOOT,
+    )
+    sound: SoundModel | None = leaf(
+        None,
+        about="The model of a sound card; it is heard over SPICE.",
+        example="ich9",
+        update=Update.NEXT_BOOT,
+    )
     graphics: Graphics | None = branch(None, about="The screen; default none.")
     video: Video | None = branch(None, about="The video card; default vga where there is a screen, else none.")
     balloon: Balloon | None = branch(None, about="The balloon of the memory; default a virtio one.")
@@ -280,7 +300,7 @@ class Spec(SpecModel):
         return self
 
     @model_validator(mode="after")
-    def _agree_on_disks(self) -> Spec:
+    def _agree_on_parts(self) -> Spec:
         for disk in self.disks:
             if disk.io_thread is not None and disk.io_thread > (self.io_threads or 0):
                 raise ValueError(

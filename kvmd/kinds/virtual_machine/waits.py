@@ -66,6 +66,12 @@ def absent_files(spec: Spec, look: Look) -> tuple[str, ...]:
     return tuple(absent)
 
 
+def replaced_files(spec: Spec, look: Look) -> tuple[File, ...]:
+    """Those of them that the running guest has not open, but another one that was there when it started."""
+    found = (look.fact(Key("file", path)) for path in files_of(spec))
+    return tuple(fact for fact in found if isinstance(fact, File) and fact.replaced)
+
+
 def possible(
     spec: Spec, operations: tuple[ops.Op, ...], absent: tuple[str, ...], look: Look, unknown: bool
 ) -> Possible:
@@ -89,7 +95,7 @@ def possible(
     if any(isinstance(item, ops.DomainStart) for item in operations if item not in kept):
         # A start that waits is not noted as begun: a guest that runs Once would never run.
         kept = [item for item in kept if not (isinstance(item, ops.LedgerWrite) and item.value in ("started", ""))]
-    said = (*_conditions(tuple(lacking), tuple(held), absent), *_unready(tuple(links)))
+    said = (*_conditions(tuple(lacking), tuple(held), absent), *_unready(tuple(links)), *_replaced(spec, look))
     return Possible(tuple(kept), said, not lacking and not held and not links and not unknown)
 
 
@@ -119,6 +125,16 @@ def _is_held(tap: str, look: Look) -> bool:
 def _unready(links: tuple[str, ...]) -> Iterator[Condition]:
     if links:
         yield Condition(BLOCKED, True, "LinkNotReady", f"waits for {'; '.join(links)}")
+
+
+def _replaced(spec: Spec, look: Look) -> Iterator[Condition]:
+    for fact in replaced_files(spec, look):
+        text = (
+            f"{fact.path} was replaced under the running guest, which goes on with the one that it had; that is lost "
+            "when the guest stops, so kvmd does not restart it; to keep it, virsh suspend the guest and type: "
+            f"cp --sparse=always {fact.replaced} {fact.path}.rescued"
+        )
+        yield Condition(DEGRADED, True, "FileReplaced", text)
 
 
 def _conditions(lacking: tuple[str, ...], held: tuple[str, ...], absent: tuple[str, ...]) -> Iterator[Condition]:

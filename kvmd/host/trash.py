@@ -1,0 +1,44 @@
+"""The trash beside the volumes of a pool: what is thrown away lies there for a week, named by when it came."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+
+from kvmd.observed import Trash
+
+FOLDER = ".kvmd-trash"
+KEPT_SECONDS = 7 * 86400.0
+
+
+def throw_away(path: str) -> None:
+    """Move a file into the trash of its directory. Raises OSError."""
+    folder, file = os.path.split(path)
+    trash = os.path.join(folder, FOLDER)
+    os.makedirs(trash, mode=0o700, exist_ok=True)
+    os.rename(path, os.path.join(trash, f"{int(time.time())}-{file}"))
+
+
+def overdue_in(folder: str) -> Trash | None:
+    """What has lain there for longer than a week."""
+    try:
+        names = os.listdir(os.path.join(folder, FOLDER))
+    except OSError:
+        return None
+    found = tuple(sorted(name for name in names if _is_overdue(name)))
+    return Trash(folder, found) if found else None
+
+
+def empty(folder: str, names: Iterable[str]) -> None:
+    """Remove those for good. Raises OSError."""
+    for name in names:
+        if _is_overdue(name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, FOLDER, name))
+
+
+def _is_overdue(name: str) -> bool:
+    when, dash, _ = name.partition("-")
+    return bool(dash) and when.isdecimal() and time.time() - int(when) > KEPT_SECONDS
