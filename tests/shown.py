@@ -30,6 +30,7 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
+    ("Network", "forward.device"): ("another-way-out-in-place", "firewall rules of libvirt's"),
     **{
         ("Network", f"bandwidth.{direction}.{leaf}"): ("bandwidth-waits-for-guests", "needs a kernel with sch_sfq")
         for direction in ("inbound", "outbound")

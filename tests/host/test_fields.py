@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import traffic_control
 from edits import Edited, Guest, Spec, raw
 from guest import ARGS, guest_files
 from hermetic import ENVIRONMENT, Agent, Hermetic, wait_until
@@ -33,7 +34,28 @@ class Row(NamedTuple):
 
 
 NEW_DISK = {"path": "{folder}/new.raw", "format": "raw"}
+ALL = {"bytes": "8Mi", "bytesBurst": "16Mi", "bytesBurstSeconds": 3, "iops": 100, "iopsBurst": 200}
+ALL |= {"iopsBurstSeconds": 4}
+OUT = {"average": "500k", "peak": "1M", "burst": "64Ki"}
 LIVE = [
+    Row(
+        " ".join(f"disks[].ioTune.total.{leaf}" for leaf in ALL),
+        "disks[data].ioTune",
+        {"total": ALL},
+        "devices/disk/iotune[total_bytes_sec_max_length='3'][total_iops_sec_max='200']",
+    ),
+    Row(
+        " ".join(f"disks[].ioTune.{way}.{leaf}" for way in ("read", "write") for leaf in ALL),
+        "disks[data].ioTune",
+        {"read": ALL, "write": ALL},
+        "devices/disk/iotune[read_iops_sec_max_length='4'][write_bytes_sec_max='16777216']",
+    ),
+    Row(
+        " ".join(f"interfaces[].bandwidth.outbound.{leaf}" for leaf in OUT),
+        "interfaces[net1].bandwidth",
+        {"outbound": OUT},
+        "devices/interface/bandwidth/outbound[@peak='1000'][@burst='64']",
+    ),
     Row("memory.guest", "memory.guest", "160Mi", "currentMemory[.='163840']"),
     Row("disks[].path disks[].format", "disks[new]", NEW_DISK, "devices/disk/source[contains(@file,'/new.raw')]"),
     Row("disks[].name", "disks[new]", NEW_DISK | {"bus": "scsi"}, "devices/disk/alias[@name='ua-disk-new']"),
@@ -46,6 +68,8 @@ LIVE = [
 ]
 SEED = {"userData": "#!/bin/sh\n", "metaData": {"a": "b"}, "networkConfig": {"version": 2, "ethernets": {}}}
 TAP, DIRECT = {"bridge": None, "tap": "tap1"}, {"bridge": None, "direct": {"device": "up0", "mode": "private"}}
+SLIRP = {"bridge": None, "user": {"backend": "slirp"}}
+SHARE = {"path": "{folder}/share", "tag": "stuff", "type": "9p", "readOnly": True}
 SCREEN = {"type": "vnc", "listen": "127.0.0.1", "passwordFrom": {"systemdCredential": "screen"}}
 NEXT_BOOT = [
     Row("machine", "machine", "pc-q35-7.1", "os/type[@machine='pc-q35-7.1']"),
@@ -75,6 +99,8 @@ NEXT_BOOT = [
     Row("disks[].discard", "disks[data].discard", "unmap", "devices/disk/driver[@discard='unmap']"),
     Row("interfaces[].tap", "interfaces[net1]", TAP, "devices/interface/target[@dev='tap1']", boots=False),
     Row("interfaces[].direct.device", "interfaces[net1]", DIRECT, "//interface[@type='direct']", boots=False),
+    Row("interfaces[].user.backend", "interfaces[net1]", SLIRP, "//interface[@type='user']", boots=False),
+    Row("interfaces[].queues", "interfaces[net1].queues", 2, "devices/interface/driver[@queues='2']", boots=False),
     Row("interfaces[].mac", "interfaces[net1].mac", "52:54:00:01:02:03", "//mac[@address='52:54:00:01:02:03']"),
     Row("interfaces[].model", "interfaces[net1].model", "e1000", "devices/interface/model[@type='e1000']"),
     Row("interfaces[].bootOrder", "interfaces[net1].bootOrder", 1, "devices/interface/boot[@order='1']"),
@@ -96,6 +122,20 @@ NEXT_BOOT = [
         "devices.serial[log]",
         {"file": "{folder}/log"},
         "//serial/log[contains(@file,'/log')]",
+    ),
+    Row(
+        "filesystems[].tag filesystems[].type filesystems[].readOnly",
+        "filesystems[share]",
+        SHARE,
+        "devices/filesystem[readonly]/target[@dir='stuff']",
+        boots=False,
+    ),
+    Row("devices.balloon.model", "devices.balloon.model", "none", "devices/memballoon[@model='none']", boots=False),
+    Row(
+        "devices.balloon.freePageReporting",
+        "devices.balloon.freePageReporting",
+        True,
+        "devices/memballoon[@freePageReporting='on']",
     ),
     Row("devices.rng", "devices.rng", True, "devices/rng"),
     Row("devices.guestAgent", "devices.guestAgent", True, "devices/channel/target[@name='org.qemu.guest_agent.0']"),
@@ -177,6 +217,8 @@ def world(hermetic: Hermetic, tmp_path_factory: pytest.TempPathFactory) -> Itera
     shutil.copy(files.initrd, folder / "cpio")
     raw(folder, "new.raw", 2 << 20)
     raw(folder, "b.iso", 3 << 20)
+    (folder / "share").mkdir()
+    traffic_control.complete(hermetic, folder)
     credentials = folder / "credentials"
     credentials.mkdir()
     for name in ("seed", "screen"):

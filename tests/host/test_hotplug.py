@@ -185,6 +185,7 @@ def huge_pages(hermetic: Hermetic) -> Iterator[None]:
 @pytest.mark.shows("VirtualMachine", "memory.hugepages.size", "devices.tablet", "devices.sound")
 @pytest.mark.shows("VirtualMachine", "filesystems[].tag", "filesystems[].type", "filesystems[].readOnly")
 @pytest.mark.usefixtures("huge_pages")
+@pytest.mark.shows("VirtualMachine", "devices.tablet", "devices.sound")
 def test_huge_pages_spice_tablet_sound_and_9p_in_one_machine(running: Agent, tmp_path: Path) -> None:
     agent, hermetic = running, running.hermetic
     secret = tmp_path / "spice"

@@ -97,6 +97,7 @@ class Walker(Guest):
             volumes=[f"one{self.number}", f"two{self.number}"],
         )
         spec: Spec = machine(self.number, self.chance, names)["spec"]
+        spec.pop("hostDevices", None)  # none is allowed here
         for disk in spec["disks"]:
             disk |= {"format": "raw"} if "path" in disk else {}
             if (disk.get("media") or {}).get("url") or (disk.get("media") or {}).get("path") == "/dev/sr0":
