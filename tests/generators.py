@@ -144,7 +144,7 @@ def network(number: int, chance: Chance, names: Names) -> Document:
     six |= chance.fields(dhcp=({"hosts": [{"name": "six", "ip": f"fd00:{100 + number}::6"}]}, {}))
     ips = chance.some([four, six, {"address": f"172.16.{number}.1/24"}], 3)
     nat = {"addresses": {"start": "198.51.100.1", "end": "198.51.100.4"}, "ports": {"start": 2000, "end": 3000}}
-    limit = {"average": 1000, "peak": 5000, "burst": 5120}
+    limit = {"average": "1M", "peak": "5M", "burst": "512Ki"}
     forwards = [{"mode": mode} for mode in ("nat", "isolated", "route", "open")]
     forwards += [
         {"mode": "nat", "nat": {"ipv6": True}, "device": "eno1"},
@@ -160,7 +160,7 @@ def network(number: int, chance: Chance, names: Names) -> Document:
             {"hosts": [{"ip": f"{prefix}.7", "names": ["lp", "printer"]}], "txt": [{"name": "a", "value": "b c"}]},
             {"srv": [{"service": "ldap", "protocol": "tcp"}, {"service": "sip", "protocol": "udp", "target": "x.y"}]},
         ),
-        bandwidth=({"inbound": limit}, {"outbound": {"average": 10}}, {}),
+        bandwidth=({"inbound": limit}, {"outbound": {"average": "10k"}}, {}),
         portgroups=([{"name": "fast", "default": True}], [{"name": "slow", "bandwidth": {"inbound": limit}}], []),
         disruptionPolicy=("Wait", "Replug"),
         mtu=(1400, 1500, None),

@@ -13,7 +13,7 @@ from guest import ARGS, guest_files
 from hermetic import Agent, Hermetic, wait_until
 from small import vm, wipe
 
-pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
+pytestmark = [pytest.mark.guest, pytest.mark.libvirt, pytest.mark.timeout(600)]
 
 IDLE = [f"idle{number}" for number in range(8)]
 TALKERS = ("one", "two")
@@ -153,6 +153,7 @@ def ten(agent: Agent) -> Iterator[Agent]:
     "portgroups[].name",
     "portgroups[].default",
     "disruptionPolicy",
+    "bridge.stp",
 )
 def test_networks_change_under_ten_guests(ten: Agent) -> None:
     agent, hermetic = ten, ten.hermetic

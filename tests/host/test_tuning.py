@@ -57,7 +57,7 @@ class Tuned:
         document = {"apiVersion": "kvmd.dev/v1alpha1", "kind": "VirtualMachine", "metadata": {"name": "web"}}
         before = self.agent.object(VM)
         self.agent.write("web.yaml", yaml.safe_dump(document | {"spec": self.spec}))
-        wait_until(lambda: self._is_applied(before), 90, f"the spec is applied: {self.agent.object(VM)}")
+        wait_until(lambda: self._is_applied(before), 180, f"the spec is applied: {self.agent.object(VM)}")
 
     def _is_applied(self, before: dict[str, Any] | None) -> bool:
         found = self.agent.object(VM)

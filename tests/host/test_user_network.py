@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,9 +85,10 @@ def reached(agent: Agent, host: str) -> bool:
     return f"KVMD-DIAL {host}:{PORT} ok hello" in text
 
 
+@pytest.mark.shows("VirtualMachine", "interfaces[].user.backend")
 def test_a_guest_on_user_reaches_out_and_cannot_be_reached(served: Agent) -> None:
     agent = served
-    agent.write("alone.yaml", spec(agent.folder, SLIRP_HOST, "{}"))
+    agent.write("alone.yaml", spec(agent.folder, SLIRP_HOST, "{backend: slirp}"))
     agent.start()
     wait_until(lambda: reached(agent, SLIRP_HOST), 90, "the guest has its answer")
     agent.wait_ready("VirtualMachine/alone")
@@ -98,12 +100,17 @@ def test_a_guest_on_user_reaches_out_and_cannot_be_reached(served: Agent) -> Non
     number = agent.hermetic.virsh("domid", "alone")
     forward = f"{{portForward: [{{protocol: tcp, host: {FORWARDED}, guest: {WITHIN}}}]}}"
     agent.write("alone.yaml", spec(agent.folder, GATEWAY, forward))
-    if not re.search(r"<value>passt</value>", agent.hermetic.virsh("domcapabilities")):
+    if (
+        not re.search(r"<value>passt</value>", agent.hermetic.virsh("domcapabilities"))
+        or shutil.which("passt") is None
+    ):
         stalled = agent.wait_condition("VirtualMachine/alone", "Stalled")
         assert stalled["reason"] == "Unsupported" and "needs passt" in stalled["message"]
         assert agent.hermetic.virsh("domid", "alone") == number, "the guest goes on as it was"
         return
     agent.wait_condition("VirtualMachine/alone", "RestartRequired")
+    if subprocess.run(agent.hermetic.inside("unshare", "-U", "true"), capture_output=True).returncode:
+        return  # passt shuts itself in a namespace of users, which a chroot does not give it
     agent.kvmd("restart", "alone")
     wait_until(lambda: ask(agent, "127.0.0.1", FORWARDED) == "KVMD-SERVED name=alone\n", 90, "in by the port")
     wait_until(lambda: reached(agent, GATEWAY), 30, "out by passt")

@@ -13,8 +13,9 @@ import pytest
 from kvmd.host import forwarding
 from kvmd.host.leases import LeaseFiles, parsed
 from kvmd.host.rule_hold import MARK, copies, nft_copies
+from kvmd.kinds.network import Spec, describe
 from kvmd.network_facts import Lease
-from kvmd.observed import Key
+from kvmd.observed import Key, Network, Observed
 
 SAVED = """*filter
 :FORWARD DROP [0:0]
@@ -143,3 +144,49 @@ print(within)
 
 def _with_handles(table: str) -> str:
     return "".join(f"{line} # handle 1\n" if "counter" in line else f"{line}\n" for line in table.splitlines())
+
+
+WHOLE = """<network>
+  <name>full</name><uuid>5d4c1d5c-0000-4000-8000-0000000000f1</uuid>
+  <forward mode='nat'>
+  <nat ipv6='yes'><address start='198.51.100.1' end='198.51.100.4'/><port start='2000' end='3000'/></nat></forward>
+  <bridge name='vb-full' stp='on' delay='3'/>
+  <mtu size='1400'/>
+  <domain name='lab.example' localOnly='yes'/>
+  <dns enable='yes' forwardPlainNames='no'>
+    <forwarder domain='corp.example' addr='10.0.0.53'/><forwarder addr='9.9.9.9'/><forwarder domain='internal'/>
+    <txt name='hello' value='world'/>
+    <host ip='192.168.190.7'><hostname>one</hostname><hostname>two</hostname></host>
+    <srv service='ldap' protocol='tcp' domain='lab.example' target='ldap.lab.example' port='389'
+      priority='10' weight='5'/>
+  </dns>
+  <bandwidth><inbound average='1000' peak='5000' burst='5120'/><outbound average='1000'/></bandwidth>
+  <ip address='192.168.190.1' prefix='24' localPtr='yes'>
+    <tftp root='/srv/tftp'/>
+    <dhcp><range start='192.168.190.100' end='192.168.190.200'><lease expiry='2' unit='hours'/></range>
+    <host mac='52:54:00:00:00:01' name='one' ip='192.168.190.11'><lease expiry='3600' unit='seconds'/></host>
+    <host mac='52:54:00:00:00:03' ip='192.168.190.12'/>
+    <bootp file='pxe.0' server='192.168.190.9'/></dhcp>
+  </ip>
+  <ip family='ipv6' address='fd00:190::1' prefix='64'>
+    <dhcp><range start='fd00:190::100' end='fd00:190::1ff'/>
+    <host id='0:3:0:1:0:16:3e:11:22:33' name='six' ip='fd00:190::11'/>
+    <host name='seven' ip='fd00:190::12'/></dhcp>
+  </ip>
+  <route address='10.33.0.0' prefix='16' gateway='192.168.190.2' metric='3'/>
+  <portgroup name='fast' default='yes'><bandwidth><inbound average='2000'/></bandwidth></portgroup>
+  <portgroup name='iso' trustGuestRxFilters='yes'/>
+</network>
+"""
+
+
+def test_a_whole_network_can_be_said_in_the_words_of_the_language() -> None:
+    key = Key("network", "full")
+    fact = Network("full", "5d4c1d5c-0000-4000-8000-0000000000f1", False, WHOLE, None)
+    described = describe(key, Observed({key: fact}))
+    assert described is not None and described.unsaid == ()
+    spec = Spec.model_validate(described.spec)
+    assert spec.forward.nat.ports is not None and spec.forward.nat.ports.end == 3000
+    assert [host.id for host in spec.ips[1].dhcp.hosts] == ["0:3:0:1:0:16:3e:11:22:33", None]
+    assert (spec.ips[0].dhcp.ranges[0].lease, spec.ips[0].tftp) == ("7200s", "/srv/tftp")
+    assert spec.portgroups[0].bandwidth.inbound is not None and spec.dns.hosts[0].names == ("one", "two")

@@ -28,7 +28,7 @@ from kvmd.sources.store import Store
 MACHINE = """apiVersion: kvmd.dev/v1alpha1
 kind: VirtualMachine
 metadata: {{name: {name}}}
-spec: {{runStrategy: {strategy}, accelerator: tcg, memory: {{guest: 64Mi}}, interfaces: [{nic}]}}
+spec: {{runStrategy: {strategy}, accelerator: tcg, memory: {{guest: 64Mi}}}}
 """
 
 
@@ -74,10 +74,9 @@ class Notes:
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Reconciler, Notes, EmptyHost]:
     (tmp_path / "specs").mkdir()
-    nic = "{name: net0, user: {}}"
     for name in ("b", "c", "d"):
-        (tmp_path / "specs" / f"{name}.yaml").write_text(MACHINE.format(name=name, strategy="Halted", nic=nic))
-    (tmp_path / "specs" / "a.yaml").write_text(MACHINE.format(name="a", strategy="Always", nic=nic))
+        (tmp_path / "specs" / f"{name}.yaml").write_text(MACHINE.format(name=name, strategy="Halted"))
+    (tmp_path / "specs" / "a.yaml").write_text(MACHINE.format(name="a", strategy="Always"))
     settings = Settings.model_validate({"source": {"path": str(tmp_path / "specs"), "settle": "50ms"}})
     time.sleep(0.06)
     good = Store(str(tmp_path / "state" / "specs.jsonl"))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints, model_validator
 
+from kvmd.api.bandwidth import Burst, Rate
 from kvmd.api.quantity import Address, Boolean, Integer, IpNetwork, Ipv4Address, LinkName, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
@@ -207,23 +208,19 @@ class Dns(SpecModel):
         return self
 
 
-class Rate(SpecModel):
+class Limit(SpecModel):
     """A limit in one direction."""
 
-    average: Integer = leaf(about="Kilobytes a second.", example=1000, update=Update.REPLUG, ge=1)
-    peak: Integer | None = leaf(
-        None, about="Kilobytes a second for a short time.", example=5000, update=Update.REPLUG, ge=1
-    )
-    burst: Integer | None = leaf(
-        None, about="Kilobytes that go at peak speed.", example=5120, update=Update.REPLUG, ge=1
-    )
+    average: Rate = leaf(about="Bytes a second.", example="10M", update=Update.REPLUG)
+    peak: Rate | None = leaf(None, about="Bytes a second for a short time.", example="20M", update=Update.REPLUG)
+    burst: Burst | None = leaf(None, about="Bytes that go at peak speed.", example="512Ki", update=Update.REPLUG)
 
 
 class Bandwidth(SpecModel):
     """Limits in both directions (the kernel needs sch_htb, sch_sfq and act_police)."""
 
-    inbound: Rate | None = branch(None, about="To the guests.")
-    outbound: Rate | None = branch(None, about="From the guests.")
+    inbound: Limit | None = branch(None, about="To the guests.")
+    outbound: Limit | None = branch(None, about="From the guests.")
 
 
 class PortGroup(SpecModel):

@@ -7,13 +7,16 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 
 from kvmd import xmlmap
+from kvmd.api.bandwidth import KIBIBYTE, KILOBYTE
 from kvmd.plan.difference import at
 from kvmd.xmlmap import Element, Place
+
+_UNITS = {"average": KILOBYTE, "peak": KILOBYTE, "burst": KIBIBYTE}
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit in one direction: kilobytes a second, and kilobytes for the burst; 0 is what nobody wrote."""
+    """A limit in one direction: bytes a second, and bytes of the burst; 0 is what nobody wrote."""
 
     average: int = field(default=0, metadata=at("average"))
     peak: int = field(default=0, metadata=at("peak"))
@@ -43,7 +46,7 @@ def _rate_get(root: Element, direction: str) -> Rate | None:
     element = root.find(f"bandwidth/{direction}")
     if element is None:
         return None
-    return Rate(*(int(element.get(name) or 0) for name in ("average", "peak", "burst")))
+    return Rate(*(int(element.get(name) or 0) * unit for name, unit in _UNITS.items()))
 
 
 def _rate_put(root: Element, direction: str, rate: Rate | None) -> None:
@@ -55,10 +58,10 @@ def _rate_put(root: Element, direction: str, rate: Rate | None) -> None:
             root.remove(bandwidth)
         return
     element = xmlmap.reach(root, f"bandwidth/{direction}")
-    for name in ("average", "peak", "burst"):
+    for name, unit in _UNITS.items():
         element.attrib.pop(name, None)
         if value := getattr(rate, name):
-            element.set(name, str(value))
+            element.set(name, str(value // unit))
 
 
 def rate(direction: str) -> Place:

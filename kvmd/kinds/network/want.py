@@ -14,9 +14,8 @@ from kvmd.kinds.network.document import State
 from kvmd.kinds.network.names import DnsHost, Forwarder, Srv, Txt
 from kvmd.kinds.network.spec import Ip, Spec
 from kvmd.kinds.network.subnet import Host, Range, Subnet
-from kvmd.kinds.network.surroundings import Dns
+from kvmd.kinds.network.surroundings import Dns, Limit
 from kvmd.kinds.network.surroundings import PortGroup as PortGroupSpec
-from kvmd.kinds.network.surroundings import Rate as RateSpec
 from kvmd.kinds.network.traffic import PortGroup, Rate, StaticRoute
 from kvmd.plan.difference import LEAVE, Leave
 from kvmd.plan.look import Look
@@ -91,7 +90,7 @@ def _records(dns: Dns) -> dict[str, Any]:
     }
 
 
-def _rate(rate: RateSpec | None) -> Rate | None:
+def _rate(rate: Limit | None) -> Rate | None:
     return Rate(rate.average, rate.peak or 0, rate.burst or 0) if rate is not None else None
 
 

@@ -85,7 +85,9 @@ def _place(name: str) -> Place:
         if tune is not None and not len(tune):
             xmlmap.cut(root, "iotune")
 
-    return Place(lambda root: plain.get(root) or None, put)  # 0 is unlimited
+    # 0 is unlimited. A burst lasts 1 s unless said otherwise: libvirt writes that 1 where one was taken out.
+    nothing = (None, 0, 1) if name.endswith("_length") else (None, 0)
+    return Place(lambda root: None if (value := plain.get(root)) in nothing else value, put)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,9 @@ def limits_of(tune: IoTune | None) -> dict[str, int]:
         for way in ("total", "read", "write")
         for name, value in (getattr(tune, way) or IoLimit()).model_dump(by_alias=False).items()
     }
-    return {name: value for name, value in (found | {"iops_size": tune.iops_size}).items() if value is not None}
+    found |= {"iops_size": tune.iops_size}
+    usual = {name: 1 for name in found if name.endswith("_seconds")}
+    return {name: value for name, value in found.items() if value not in (None, usual.get(name))}
 
 
 def limits_after(live: IoTuneState, changed: dict[str, int | None]) -> tuple[tuple[str, int], ...]:
