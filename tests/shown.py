@@ -30,7 +30,6 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
-    ("Network", "forward.device"): ("another-way-out-in-place", "firewall rules of libvirt's"),
     **{
         ("VirtualMachine", f"disks[].{leaf}"): ("drives-with-logins-created", "as for the other drive and source")
         for leaf in (
@@ -46,11 +45,6 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
     **{
         ("VirtualMachine", f"hostDevices[].{leaf}"): ("host-devices-allowed", "needs a device to give away")
         for leaf in ("name", "pci", "usb")
-    },
-    **{
-        ("Network", f"bandwidth.{direction}.{leaf}"): ("bandwidth-waits-for-guests", "needs a kernel with sch_sfq")
-        for direction in ("inbound", "outbound")
-        for leaf in ("average", "peak", "burst")
     },
     **{
         ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): (case, "the same as kernelBoot, for one boot")
