@@ -30,12 +30,6 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
-    ("Network", "forward.device"): ("another-way-out-in-place", "firewall rules of libvirt's"),
-    **{
-        ("Network", f"bandwidth.{direction}.{leaf}"): ("bandwidth-waits-for-guests", "needs a kernel with sch_sfq")
-        for direction in ("inbound", "outbound")
-        for leaf in ("average", "peak", "burst")
-    },
     **{
         ("VirtualMachine", f"install.from.kernelBoot.{leaf}"): (case, "the same as kernelBoot, for one boot")
         for case, leaves in (
