@@ -28,6 +28,7 @@ from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
+from kvmd.errors import Stale
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds.virtual_machine import io_threads
@@ -967,9 +968,15 @@ class Loop:
 
     def _run(self, step: Step) -> None:
         self.memory.start(step)
-        for operation in step.operations:
-            self.machine.execute(operation)
-        self.memory.end(Outcome(step, step.operations, None, 0.0), self.now)
+        done: list[ops.Op] = []
+        try:
+            for operation in step.operations:
+                self.machine.execute(operation)
+                done.append(operation)
+        except Stale as error:
+            self.memory.end(Outcome(step, tuple(done), error, 0.0), self.now)
+        else:
+            self.memory.end(Outcome(step, step.operations, None, 0.0), self.now)
 
     def keep(self, plan: Plan) -> None:
         """Remember what is applied, as the store does."""

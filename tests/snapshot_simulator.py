@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from kvmd import ops
 from kvmd.api.mark import Mark, find_in
+from kvmd.errors import Stale
 from kvmd.observed import Domain, Fact, Key, Overlay, Snapshot
 from kvmd.xmlmap import Element, parse, serialise
 
@@ -105,7 +106,7 @@ def _by_target(root: Element, target: str) -> Element:
         found = disk.find("target")
         if found is not None and found.get("dev") == target:
             return disk
-    raise SnapshotRefused(f"no disk {target}")
+    raise Stale(f"disk {target} has gone since the plan")  # by another step of the same plan
 
 
 def _source(disk: Element) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 
 from kvmd import ops
-from kvmd.observed import Domain, Fact, File, Holders, Image, Key, Pool, Server, Volume
+from kvmd.observed import Domain, Fact, File, Holders, Image, Key, Pool, Server, Snapshot, Volume
 
 IMAGE_BYTES = 2 << 30
 _inodes = itertools.count(100)
@@ -77,7 +77,9 @@ def _execute_pool(facts: MutableMapping[Key, Fact], operation: ops.StorageOp) ->
 def paths(facts: Mapping[Key, Fact]) -> set[str]:
     """Every file of storage that is there."""
     seeds = {fact.path for key, fact in facts.items() if key.type == "seed" and isinstance(fact, File)}
-    return seeds | {fact.path for fact in facts.values() if isinstance(fact, Image | Volume)}
+    stored = {fact.path for fact in facts.values() if isinstance(fact, Image | Volume)}
+    overlays = {item.path for fact in facts.values() if isinstance(fact, Snapshot) for item in fact.overlays}
+    return seeds | stored | overlays
 
 
 def _demand(condition: bool, why: str) -> None:

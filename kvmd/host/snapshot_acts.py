@@ -38,6 +38,10 @@ def _take(domain: Any, operation: ops.SnapshotTake) -> None:
     active = bool(domain.isActive())
     if active != memory and not (active and operation.external):
         raise Stale(f"domain {domain.name()} has been {'started' if active else 'switched off'} since the plan")
+    here = {disk.get("dev") for disk in ElementTree.fromstring(domain.XMLDesc(0)).findall("devices/disk/target")}
+    asked = (disk.get("name") for disk in ElementTree.fromstring(operation.xml).findall("disks/disk"))
+    if gone := [name for name in asked if name not in here]:
+        raise Stale(f"domain {domain.name()} has let go of {', '.join(map(str, gone))} since the plan")
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     if operation.external and not memory:
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY

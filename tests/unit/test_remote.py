@@ -38,7 +38,9 @@ FETCHED_ONLY = {
 
 def disk(source: str | None) -> DiskState:
     """A CD-ROM with that medium."""
-    return DiskState("a", "cdrom", source, "raw", "sata", True, None, None, "default", "default", "default", "sda")
+    plain = dict.fromkeys(("cache", "io", "discard", "detect_zeroes"), "default")
+    bare = dict.fromkeys(("boot_order", "serial", "io_thread"))
+    return DiskState("a", "cdrom", source, "raw", "sata", True, **plain, **bare, target="sda")
 
 
 @pytest.mark.parametrize(("written", "canonical"), [*CANONICAL.items(), *FETCHED_ONLY.items()])
