@@ -18,13 +18,13 @@ from simulator import Impossible, Loop, Machine
 
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
-from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
     Checkpoint,
     Domain,
     File,
+    Forwarding,
     Image,
     Key,
     Ledger,

@@ -32,7 +32,6 @@ from kvmd.errors import Stale
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds.virtual_machine import io_threads
-from kvmd.network_facts import Forwarding
 from kvmd.observed import (
     HOST,
     Address,
@@ -40,6 +39,7 @@ from kvmd.observed import (
     Domain,
     Fact,
     File,
+    Forwarding,
     Host,
     Key,
     Ledger,

@@ -18,8 +18,7 @@ from typing import Any
 
 from kvmd.host.preflight_tools import output_of, read_text
 from kvmd.identity import kept
-from kvmd.network_facts import Forwarding
-from kvmd.observed import Key, Network
+from kvmd.observed import Forwarding, Key, Network
 
 FORWARDING = Key("forwarding", "")
 SPACING_SECONDS = 5.0  # between two reads, whatever others do to their rules

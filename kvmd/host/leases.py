@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvmd.identity import kept
-from kvmd.network_facts import Lease, Leases
-from kvmd.observed import Key
+from kvmd.observed import Key, Lease, Leases
 
 FOLDER = "/var/lib/libvirt/dnsmasq"
 _SUFFIX = ".status"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kvmd.network_facts import Lease, Leases
-from kvmd.observed import Key
+from kvmd.observed import Key, Lease, Leases
 from kvmd.plan.look import Look
 
 

@@ -14,8 +14,7 @@ from kvmd.host import forwarding
 from kvmd.host.leases import LeaseFiles, parsed
 from kvmd.host.rule_hold import MARK, copies, nft_copies
 from kvmd.kinds.network import Spec, describe
-from kvmd.network_facts import Lease
-from kvmd.observed import Key, Network, Observed
+from kvmd.observed import Key, Lease, Network, Observed
 
 SAVED = """*filter
 :FORWARD DROP [0:0]

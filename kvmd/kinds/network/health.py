@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from kvmd import ops, xmlmap
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.kinds.network.document import ROUTED, State
-from kvmd.network_facts import Forwarding
-from kvmd.observed import Key, Link
+from kvmd.observed import Forwarding, Key, Link
 from kvmd.observed import Network as Fact
 from kvmd.plan.difference import LEAVE
 from kvmd.plan.look import Look

@@ -1,9 +1,11 @@
-"""Facts about what passes through networks: who has which address, and what lets packets by. Part of observed."""
+"""Facts about networks of libvirt: who has which address in them, and what lets packets by. Part of observed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from kvmd.api.mark import Mark
 
 
 class Lease(NamedTuple):
@@ -34,3 +36,17 @@ class Forwarding:
         str, ...
     ] = ()  # table and rule as iptables writes it; ``nft``, chain and rule of libvirt's own table
     astray: tuple[tuple[str, str], ...] = ()  # bridges with a strict rp_filter, and the link that answers leave by
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of libvirt."""
+
+    name: str
+    uuid: str
+    active: bool
+    config: str | None
+    live: str | None
+    autostart: bool = False
+    bridge: str = ""  # of the running self, else of the definition
+    mark: Mark | None = None

@@ -1,0 +1,101 @@
+"""Facts about what disks stand on: pools, volumes, images, files, and what is on its way. Part of observed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmd.api.mark import Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A storage pool of libvirt; *path* is its directory, where its type has one."""
+
+    name: str
+    uuid: str
+    type: str  # dir | logical | netfs | …
+    path: str
+    active: bool
+    config: str | None = None
+    autostart: bool = False
+    mark: Mark | None = None  # on its directory
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A file in the directory of a pool; sizes in bytes. *uuid* names this very file: a copy has another."""
+
+    name: str  # pool/file
+    uuid: str
+    path: str
+    format: str = "raw"  # raw | qcow2
+    capacity: int = 0  # what a guest sees
+    backing: str = ""  # the file that an overlay stands on
+    backing_format: str = ""
+    data_file: bool = False  # its data lies in another file
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A file in the image store: checked when it came, never changed since."""
+
+    name: str  # its file name
+    uuid: str
+    path: str
+    format: str
+    size: int
+    capacity: int
+    digest: str  # sha256:…
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who stands on one file: names of domains (definition or running self), and paths of overlays."""
+
+    path: str
+    domains: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A download, a copy or a question to a server that is under way, or the *problem* that ended it. Bytes."""
+
+    name: str
+    done: int = 0
+    total: int = 0  # 0: nobody knows
+    problem: str = ""
+    attempts: int = 0  # that failed
+    again_at: float = 0.0  # monotonic seconds: not to be tried before
+    final: bool = False  # time alone mends nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What was found out about something on a server: whether QEMU can read it there, and why (not)."""
+
+    url: str
+    direct: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that a spec names; *kind* is regular, directory, block, missing, denied or other."""
+
+    path: str
+    kind: str
+    inode: int = 0
+    real: str = ""  # the path with every symbolic link followed
+    device: int = 0
+    replaced: str = ""  # a running guest has another file open that had this name: where that can be reached
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """What lies in the trash of a pool's directory for longer than it must be kept."""
+
+    path: str
+    overdue: tuple[str, ...]  # names of files
