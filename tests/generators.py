@@ -139,6 +139,8 @@ def network(number: int, chance: Chance, names: Names) -> Document:
         ],
         bootp=({"file": "pxelinux.0"}, {"file": "pxelinux.0", "server": f"{prefix}.7"}, None),
     )
+    if not dhcp.get("ranges") and not dhcp.get("hosts"):
+        dhcp.pop("bootp", None)
     four: dict[str, Any] = {"address": f"{prefix}.1/24"} | ({"dhcp": dhcp} if dhcp else {})
     six: dict[str, Any] = {"address": f"FD00:{100 + number}::1/64"}
     six |= chance.fields(dhcp=({"hosts": [{"name": "six", "ip": f"fd00:{100 + number}::6"}]}, {}))

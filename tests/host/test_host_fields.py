@@ -105,7 +105,7 @@ NAT = {
     "ports": {"start": 2000, "end": 3000},
     "ipv6": True,
 }
-RATE = {"average": 1000, "peak": 2000, "burst": 64}
+RATE = {"average": "1M", "peak": "2M", "burst": "64Ki"}
 RATES = [f"{way}.{leaf}" for way in ("inbound", "outbound") for leaf in RATE]
 SRV = {"service": "ldap", "protocol": "tcp", "domain": "lab.example", "target": "lp.lab.example", "port": 389}
 BOOT = {"file": "pxelinux.0", "server": "192.168.177.3"}

@@ -33,7 +33,7 @@ spec:
   portgroups:
   - {{name: staff, default: true}}
   - name: slow
-    bandwidth: {{inbound: {{average: 100, peak: 500, burst: 512}}, outbound: {{average: 10, peak: 50, burst: 51}}}}
+    bandwidth: {{inbound: {{average: 100k, peak: 500k, burst: 512Ki}}, outbound: {{average: 10k, peak: 50k, burst: 51Ki}}}}
   routes: [{{to: 10.33.0.0/16, via: 192.168.132.2, metric: 3}}]
   ips:
   - address: 192.168.132.1/24
@@ -126,7 +126,7 @@ def _change_in_place(agent: Agent) -> None:
     hermetic = agent.hermetic
     before = hermetic.links()["vb-campus"]["ifindex"]
     changed = SPEC.replace("device: out0", "device: out1").replace("lease: 12h", "lease: 6h")
-    changed = changed.replace("name: seven", "name: eight").replace("average: 10,", "average: 11,")
+    changed = changed.replace("name: seven", "name: eight").replace("average: 10k,", "average: 11k,")
     changed = changed.replace("forwardDelaySeconds: 4", "forwardDelaySeconds: 3")
     agent.write("campus.yaml", changed)
     for word in ("dev='out1'", "expiry='21600'", "name='eight'", "average='11'"):

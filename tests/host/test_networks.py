@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -77,6 +78,7 @@ class Watch:
         counter = hermetic.inside(sys.executable, str(Path(__file__).with_name("echo_counter.py")), *links)
         self._counter = subprocess.Popen(counter, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._counter.stdout is not None and self._counter.stdout.readline() == "ready\n"
+        wait_until(lambda: _all_forward(hermetic), 40, "every port forwards: until then the kernel has news of them")
         self._links = agent.folder / "links.log"
         monitor = hermetic.inside("ip", "-o", "monitor", "link")
         self._monitor = subprocess.Popen(monitor, stdin=subprocess.DEVNULL, stdout=self._links.open("wb"))
@@ -99,6 +101,11 @@ class Watch:
             process.kill()
             process.wait()
         return lost, self._links.read_text()
+
+
+def _all_forward(hermetic: Hermetic) -> bool:
+    ports = json.loads(hermetic.run("bridge", "-j", "link", "show"))
+    return {port["state"] for port in ports if port["ifname"].startswith("vnet")} == {"forwarding"}
 
 
 def pings(agent: Agent, name: str) -> list[str]:

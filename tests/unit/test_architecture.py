@@ -243,6 +243,8 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
     """Take away what excludes the leaf, and add what it needs."""
     if trail == "Tap.port":
         spec["bridge"] = "br0"
+    if trail == "Network.ips.dhcp.bootp":
+        spec["ips"][0]["dhcp"]["ranges"] = [MINIMAL["Network.ips.dhcp.ranges"]]
     if trail == "Network.routes":
         spec["ips"] = [{"address": "192.168.122.1/24"}]
     if trail == "Network.ips.dhcp.hosts" and name == "id":

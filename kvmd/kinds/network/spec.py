@@ -93,7 +93,17 @@ class Dhcp(SpecModel):
 
     ranges: tuple[Range, ...] = branch((), about="Ranges for guests without a reservation.")
     hosts: tuple[Host, ...] = branch((), about="Reservations; added and removed without touching any guest.")
-    bootp: Bootp | None = branch(None, about="What a guest that boots from the network is told (IPv4).")
+    bootp: Bootp | None = branch(
+        None, about="What a guest that boots from the network is told (IPv4); with ranges or hosts."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Dhcp:
+        if self.bootp is not None and not self.ranges and not self.hosts:
+            raise ValueError(
+                "bootp without ranges and hosts reaches nobody, and libvirt drops it; write `ranges`, too"
+            )
+        return self
 
 
 class Ip(SpecModel):
