@@ -26,7 +26,8 @@ REST_SECONDS = float(os.environ.get("KVMD_TEST_REST_SECONDS", "15"))  # several 
 DOMAINS = 20
 RUNNING = 3
 MESSAGE_TYPE = re.compile(r"nlmsg_type=(RTM_\w+|0x[0-9a-f]+)")  # strace knows the names of some only
-NFT_GETGEN = "0xa10"  # not of rtnetlink: asks for the number of the firewall's rules
+# Messages of nftables (subsystem 10) that ask: for tables, chains, rules, sets, elements, the generation, objects, flow tables.
+NFT_ASKS = frozenset(0xA00 + number for number in (1, 4, 7, 10, 13, 16, 19, 23))
 TUN = re.compile(r"TUNSET\w+")
 
 
@@ -65,13 +66,14 @@ def trace(agent: Agent, seconds: float) -> list[str]:
 
 def mutates(line: str) -> bool:
     """True for a request that changes links: the types of rtnetlink come in fours, new, del, get, set, from 16 on."""
-    types = [found[1] for found in MESSAGE_TYPE.finditer(line)]
-    changing = [
-        not name.startswith("RTM_GET") if name.startswith("RTM_") else int(name, 16) >= 16 and int(name, 16) & 3 != 2
-        for name in types
-        if name != NFT_GETGEN
-    ]
-    return any(changing) or TUN.search(line) is not None
+    return any(_changes(found[1]) for found in MESSAGE_TYPE.finditer(line)) or TUN.search(line) is not None
+
+
+def _changes(name: str) -> bool:
+    if name.startswith("RTM_"):
+        return not name.startswith("RTM_GET")
+    number = int(name, 16)
+    return number not in NFT_ASKS and number >= 16 and number & 3 != 2
 
 
 def libvirt_messages(lines: list[str]) -> list[bytes]:
@@ -145,6 +147,8 @@ def on_this_machine(text: str, folder: Path, server: ImageServer) -> str:
     text = re.sub(r"/var/lib/kvmd/\S*/initrd(\.img)?", files.initrd, text)
     text = re.sub(r"/var/lib/kvmd/(\S*/)?(\S+\.console)", rf"{folder}/\2", text)
     text = text.replace("/var/lib/kvmd/iso/", f"{folder}/").replace(GUESTS, f"{folder}/")
+    for shared in re.findall(rf"path: ({folder}/\S+/shared)\b", text):
+        Path(shared).mkdir(parents=True)
     for found in sorted(set(re.findall(rf"{folder}/\S+\.(?:qcow2|img|iso)\b", text))):
         make_image(Path(found))
     sums = []

@@ -71,12 +71,19 @@ def _pci_get(root: Element) -> str | None:
     return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
 
 
+def _become(root: Element, kind: str) -> None:
+    """Another device; one on another bus has another place in the guest, which is libvirt's to find."""
+    xmlmap.cut(root, "source")
+    if root.get("type") not in (None, kind):
+        xmlmap.cut(root, "address")
+    root.set("type", kind)
+
+
 def _pci_put(root: Element, value: str | None) -> None:
     found = _PCI.fullmatch(value or "")
     if found is None:
         return
-    xmlmap.cut(root, "source")
-    root.set("type", "pci")
+    _become(root, "pci")
     root.set("managed", "yes")  # libvirt takes it from its driver at the start, and gives it back
     names = ("domain", "bus", "slot", "function")
     numbers = {name: f"0x{number}" for name, number in zip(names, found.groups(), strict=True)}
@@ -93,8 +100,7 @@ def _usb_get(root: Element) -> str | None:
 def _usb_put(root: Element, value: str | None) -> None:
     if value is None:
         return
-    xmlmap.cut(root, "source")
-    root.set("type", "usb")
+    _become(root, "usb")
     root.attrib.pop("managed", None)
     for word, number in zip(("vendor", "product"), value.split(":"), strict=True):
         ElementTree.SubElement(xmlmap.reach(root, "source"), word, {"id": f"0x{number}"})
