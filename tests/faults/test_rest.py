@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import traffic_control
 from guest import guest_files
 from hermetic import REPOSITORY, Agent, Hermetic, wait_until
 from served import URL, ImageServer
@@ -26,8 +27,9 @@ REST_SECONDS = float(os.environ.get("KVMD_TEST_REST_SECONDS", "15"))  # several 
 DOMAINS = 20
 RUNNING = 3
 MESSAGE_TYPE = re.compile(r"nlmsg_type=(RTM_\w+|0x[0-9a-f]+)")  # strace knows the names of some only
-# Messages of nftables (subsystem 10) that ask: for tables, chains, rules, sets, elements, the generation, objects, flow tables.
-NFT_ASKS = frozenset(0xA00 + number for number in (1, 4, 7, 10, 13, 16, 19, 23))
+# Messages of nftables (subsystem 10) that ask: for tables, chains, rules, sets, elements, the generation, objects, flow
+# tables; and the one of its compatibility with iptables (subsystem 11).
+NFT_ASKS = frozenset(0xA00 + number for number in (1, 4, 7, 10, 13, 16, 19, 23)) | {0xB00}
 TUN = re.compile(r"TUNSET\w+")
 
 
@@ -195,6 +197,7 @@ def test_an_example_that_converged_plans_to_nothing(hermetic: Hermetic, tmp_path
     agent = Agent(hermetic, tmp_path)
     server = ImageServer(agent, tmp_path)
     make_nic(hermetic)
+    traffic_control.complete(hermetic, tmp_path)
     try:
         for path in example.rglob("*.yaml") if example.is_dir() else [example]:
             if path.name in ELSEWHERE:
