@@ -27,8 +27,8 @@ REST_SECONDS = float(os.environ.get("KVMD_TEST_REST_SECONDS", "15"))  # several 
 DOMAINS = 20
 RUNNING = 3
 MESSAGE_TYPE = re.compile(r"nlmsg_type=(RTM_\w+|0x[0-9a-f]+)")  # strace knows the names of some only
-# Messages of nftables (subsystem 10) that ask: for tables, chains, rules, sets, elements, the generation, objects, flow
-# tables; and the one of its compatibility with iptables (subsystem 11).
+# Messages of nftables (subsystem 10) that ask: for tables, chains, rules, sets, elements, the generation, objects and
+# flow tables; and the one of its compatibility with iptables (subsystem 11).
 NFT_ASKS = frozenset(0xA00 + number for number in (1, 4, 7, 10, 13, 16, 19, 23)) | {0xB00}
 TUN = re.compile(r"TUNSET\w+")
 

@@ -33,7 +33,9 @@ spec:
   portgroups:
   - {{name: staff, default: true}}
   - name: slow
-    bandwidth: {{inbound: {{average: 100k, peak: 500k, burst: 512Ki}}, outbound: {{average: 10k, peak: 50k, burst: 51Ki}}}}
+    bandwidth:
+      inbound: {{average: 100k, peak: 500k, burst: 512Ki}}
+      outbound: {{average: 10k, peak: 50k, burst: 51Ki}}
   routes: [{{to: 10.33.0.0/16, via: 192.168.132.2, metric: 3}}]
   ips:
   - address: 192.168.132.1/24
