@@ -1,6 +1,6 @@
 """Random networks of specs among links, addresses and routes of others, on the real kernel: none of these changes.
 
-KVMD_TEST_NETWORKS sets how many (a campaign: 1000), KVMD_TEST_SEED repeats a run.
+KVMD_TEST_NETWORKS sets how many (a campaign: 1000), KVMD_TEST_SEED names others.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from simulator import _applied
 import kvmd.host.links
 
 NETWORKS = int(os.environ.get("KVMD_TEST_NETWORKS", "50"))
-SEED = int(os.environ.get("KVMD_TEST_SEED", "0")) or random.randrange(1 << 30)
+SEED = int(os.environ.get("KVMD_TEST_SEED", "5"))
 
 pytestmark = [
     pytest.mark.root,

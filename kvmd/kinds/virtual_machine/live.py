@@ -184,7 +184,8 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
     if leaf.startswith("ioTune."):
         return tuning.disk_limits(domain, name, running.live, running.changes)
     want = next(disk for disk in running.want.disks if disk.name == name)
-    if leaf in ("path", "format", "authFrom") and want.device == "cdrom":
+    has_tray = any(disk.name == name and disk.device == "cdrom" for disk in running.live.disks)
+    if leaf in ("path", "format", "authFrom") and want.device == "cdrom" and has_tray:
         element = dict(xml.disk_elements(running.root, running.known))[name]
         return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")
     return None
