@@ -191,7 +191,7 @@ def test_edits_restart_nobody_who_is_not_asked_to(walkers: list[Walker]) -> None
     for walker in walkers:
         walker.write()
         waits = {change["path"] for change in walker.rest(60)["status"]["pendingChanges"]}
-        # Fewer vCPUs wait; so does what the asked restart booted with, and what was plugged in anew on the way has instead.
+        # Fewer vCPUs wait; so does what the asked restart booted with, and what was plugged in anew on the way.
         assert all(
             path.startswith(("spec.cpu.vcpus", "spec.devices.", "spec.disks[data].", "spec.interfaces["))
             for path in waits
