@@ -10,7 +10,7 @@ from kvmd.api.resource import Claim, Ref
 from kvmd.api.schema import leaf
 from kvmd.observed import Key, Observed
 from kvmd.plan.difference import LEAVE, Leave, at
-from kvmd.plan.links import alias_for, link_key, link_of, renamed, same_kind_or_refuse
+from kvmd.plan.links import alias_for, link_key
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.stacked import (
@@ -18,10 +18,11 @@ from kvmd.plan.stacked import (
     StackedSpec,
     Wish,
     described,
+    is_there,
     own_addresses,
     parent_of,
     plan_stacked,
-    refuse_unknown_kind,
+    present,
     remove_stacked,
     stacked_claims,
     stacked_references,
@@ -74,8 +75,7 @@ def files(spec: Spec) -> tuple[str, ...]:
 
 def usable(ref: Ref, look: Look) -> bool:
     """True where the VLAN is there."""
-    link = link_of(look, look.key(ref))
-    return link is not None and link.kind == "vlan"
+    return is_there(ref, "vlan", look)
 
 
 def plan(ref: Ref, look: Look) -> Draft:
@@ -83,10 +83,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     resource = look.spec(ref)
     assert resource is not None and isinstance(resource.spec, Spec)
     spec, key = resource.spec, look.key(ref)
-    refuse_unknown_kind(ref, "vlan", look)
-    link = link_of(look, key)
-    same_kind_or_refuse(ref, link, "vlan")
-    if (back := renamed(resource, link, "vlan", look)) is not None:
+    link, back = present(resource, "vlan", look)
+    if back is not None:
         return back
     parent_of(ref, spec.parent, look)
     master = look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else ""

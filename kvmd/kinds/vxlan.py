@@ -15,7 +15,7 @@ from kvmd.api.resource import Ref
 from kvmd.api.schema import leaf
 from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import LEAVE, Leave, at
-from kvmd.plan.links import alias_for, link_key, link_of, renamed, same_kind_or_refuse
+from kvmd.plan.links import alias_for, link_key
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.stacked import (
@@ -23,10 +23,11 @@ from kvmd.plan.stacked import (
     StackedSpec,
     Wish,
     described,
+    is_there,
     own_addresses,
     parent_of,
     plan_stacked,
-    refuse_unknown_kind,
+    present,
     remove_stacked,
     stacked_claims,
     stacked_references,
@@ -113,8 +114,7 @@ def files(spec: Spec) -> tuple[str, ...]:
 
 def usable(ref: Ref, look: Look) -> bool:
     """True where the VXLAN is there."""
-    link = link_of(look, look.key(ref))
-    return link is not None and link.kind == "vxlan"
+    return is_there(ref, "vxlan", look)
 
 
 def plan(ref: Ref, look: Look) -> Draft:
@@ -122,10 +122,8 @@ def plan(ref: Ref, look: Look) -> Draft:
     resource = look.spec(ref)
     assert resource is not None and isinstance(resource.spec, Spec)
     spec, key = resource.spec, look.key(ref)
-    refuse_unknown_kind(ref, "vxlan", look)
-    link = link_of(look, key)
-    same_kind_or_refuse(ref, link, "vxlan")
-    if (back := renamed(resource, link, "vxlan", look)) is not None:
+    link, back = present(resource, "vxlan", look)
+    if back is not None:
         return back
     if spec.parent:
         parent_of(ref, spec.parent, look)

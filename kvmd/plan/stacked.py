@@ -26,6 +26,8 @@ from kvmd.plan.links import (
     link_status,
     normal_addresses,
     owned_paths,
+    renamed,
+    same_kind_or_refuse,
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -85,6 +87,20 @@ class Wish(NamedTuple):
     fixed: tuple[str, ...]  # leaves that the kernel changes only by making the link anew
     addresses: tuple[str, ...]
     bridge: str | None  # the Bridge that the spec names
+
+
+def is_there(ref: Ref, kind: str, look: Look) -> bool:
+    """True where the host has that link, of that kind."""
+    link = link_of(look, look.key(ref))
+    return link is not None and link.kind == kind
+
+
+def present(resource: Resource, kind: str, look: Look) -> tuple[Link | None, Draft | None]:
+    """The link as it is, and the draft that gives it its name back. Refused or Unsupported where none can be."""
+    refuse_unknown_kind(resource.ref, kind, look)
+    link = link_of(look, look.key(resource.ref))
+    same_kind_or_refuse(resource.ref, link, kind)
+    return link, renamed(resource, link, kind, look)
 
 
 def refuse_unknown_kind(ref: Ref, kind: str, look: Look) -> None:
