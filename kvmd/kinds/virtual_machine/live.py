@@ -6,7 +6,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
@@ -18,15 +17,12 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
 from kvmd.kinds.virtual_machine.install import TRAY
-from kvmd.kinds.virtual_machine.memory import BALLOON
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
-from kvmd.plan.model import ObjectMemory
 from kvmd.xmlmap import Element
 
 _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?")
 SWITCHABLE = ("network:", "bridge:")
-BALLOON_TRIES = 3
 _NIC_LIVE = ("link", "bandwidth.")  # one call makes all of them so, and the attachment
 
 
@@ -39,31 +35,6 @@ class LiveChanges:
     changes: tuple[Change, ...] = ()  # those that the operations make
     conditions: tuple[Condition, ...] = ()
     wake_at: float | None = None
-
-
-class Balloon(NamedTuple):
-    """Whether moving the balloon makes sense now: not while the guest boots, not where it never answers.
-
-    *note* is what the ledger must remember, so that a guest without the driver is not asked again by each new
-    process: QEMU keeps what was asked for, and a driver that comes later follows it by itself.
-    """
-
-    wait_until: float | None = None
-    unanswered: bool = False
-    note: str = ""
-
-
-def balloon(states: tuple[State, State, State], known: ObjectMemory, noted: str, now: float) -> Balloon:
-    """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
-    live, config, want = states
-    if live.memory == want.memory or config.memory != want.memory or live.hotplug != BALLOON:
-        return Balloon()
-    if known.balloon_until is not None and now < known.balloon_until:
-        return Balloon(wait_until=known.balloon_until)
-    asked = f"{want.memory} of {live.memory}"
-    if noted == asked:
-        return Balloon(unanswered=True)
-    return Balloon(unanswered=True, note=asked) if known.fruitless >= BALLOON_TRIES else Balloon()
 
 
 @dataclass(frozen=True, slots=True)

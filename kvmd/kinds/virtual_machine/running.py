@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
@@ -12,16 +13,18 @@ from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.leaving import to_leave
-from kvmd.kinds.virtual_machine.live import Balloon, LiveChanges, balloon, live_changes
+from kvmd.kinds.virtual_machine.live import LiveChanges, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.processor import features_said
 from kvmd.kinds.virtual_machine.restart import due
 from kvmd.observed import Domain
 from kvmd.plan.difference import differences
 from kvmd.plan.look import Look
+from kvmd.plan.model import ObjectMemory
 from kvmd.xmlmap import Element
 
 _EXPANDED = frozenset({"cpu.model", "cpu.features"})
+BALLOON_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ def running(guest: Guest, look: Look) -> Running:
     found = tuple(
         change for change in found if change.path not in _EXPANDED or _cpu_waits(guest, domain, change.path)
     )
-    judged = balloon((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
+    judged = _answer((state, guest.config or want, want), guest.memory, guest.ledger.balloon, look.now)
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
     found = install.without_empty_tray(found)
@@ -72,7 +75,32 @@ def restart_due(guest: Guest, changes: LiveChanges, look: Look) -> tuple[bool, f
     return due(resource, guest.spec.update_policy, changes, guest.ledger.restarting, look)
 
 
-def _unanswered(judged: Balloon, state: State, want: State) -> tuple[Condition, ...]:
+class _Answer(NamedTuple):
+    """Whether moving the balloon makes sense now: not while the guest boots, not where it never answers.
+
+    *note* is what the ledger must remember, so that a guest without the driver is not asked again by each new
+    process: QEMU keeps what was asked for, and a driver that comes later follows it by itself.
+    """
+
+    wait_until: float | None = None
+    unanswered: bool = False
+    note: str = ""
+
+
+def _answer(states: tuple[State, State, State], known: ObjectMemory, noted: str, now: float) -> _Answer:
+    """Judge a difference of memory that the definition has not: it was asked for, the guest has not followed."""
+    live, config, want = states
+    if live.memory == want.memory or config.memory != want.memory or live.hotplug != memory.BALLOON:
+        return _Answer()
+    if known.balloon_until is not None and now < known.balloon_until:
+        return _Answer(wait_until=known.balloon_until)
+    asked = f"{want.memory} of {live.memory}"
+    if noted == asked:
+        return _Answer(unanswered=True)
+    return _Answer(unanswered=True, note=asked) if known.fruitless >= BALLOON_TRIES else _Answer()
+
+
+def _unanswered(judged: _Answer, state: State, want: State) -> tuple[Condition, ...]:
     if not judged.unanswered:
         return ()
     text = (
