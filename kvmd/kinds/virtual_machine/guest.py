@@ -82,7 +82,7 @@ def guest_of(ref: Ref, look: Look) -> Guest:
     unresolved = read(root, Known()) if root is not None and resolves(spec) else None
     uuid = domain.uuid if domain else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     origins = prepare(ref, spec, uuid, unresolved, look)
-    origins = replace(origins, spec=snapshots.on_overlays(resource, origins.spec, domain, look))
+    origins = replace(origins, spec=snapshots.on_overlays(resource, origins.spec, domain, root, look))
     known = known_devices(resource, origins.spec, look)
     config = read(root, known) if root is not None else None
     want = wanted(resource, origins.spec, domain, config, look)

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvmd import xmlmap
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Blocked
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain, Key, Ledger, Snapshot
 from kvmd.plan.look import Look
+from kvmd.xmlmap import Element
 
 KINDS = frozenset({"VirtualMachineSnapshot", "VirtualMachineRestore"})
 RESTORED = "restored"  # in the mark of a running self that came from a snapshot: who asked for it
 
 
-def on_overlays(resource: Resource, spec: Spec, domain: Domain | None, look: Look) -> Spec:
+def on_overlays(resource: Resource, spec: Spec, domain: Domain | None, root: Element | None, look: Look) -> Spec:
     """*spec* with the active overlay in the place of each file that a snapshot has put one over: no drift."""
-    if domain is None or domain.config is None:
+    if domain is None or root is None:
         return spec
     under = dict(_noted(domain, look))
     applied = look.applied(resource.ref)
     if applied is not None and applied.of_this(resource):
         # Somebody else's snapshot, of which libvirt was to note nothing. Had the spec changed, its word would count.
-        under = {**dict(_chains(domain)), **under}
+        under = {**dict(_chains(root)), **under}
     if not under:
         return spec
     # A file that is a disk of its own besides is where its own disk says, not where another's chain leads.
-    sources = frozenset(_sources(domain))
+    sources = frozenset(_sources(root))
     active = {path: top for top in sources for path in _below(top, under) if path not in sources}
     if not active:
         return spec
@@ -48,11 +48,9 @@ def _noted(domain: Domain, look: Look) -> Iterator[tuple[str, str]]:
             yield from ((overlay.path, overlay.over) for overlay in fact.overlays)
 
 
-def _chains(domain: Domain) -> Iterator[tuple[str, str]]:
+def _chains(root: Element) -> Iterator[tuple[str, str]]:
     """The same, by the chains in the definition."""
-    if "<backingStore type=" not in (domain.config or ""):
-        return
-    for element in xmlmap.parse(domain.config or "").findall("devices/disk"):
+    for element in root.findall("devices/disk"):
         while (below := element.find("backingStore")) is not None:
             top, base = (part.find("source") for part in (element, below))
             if top is not None and base is not None and top.get("file") and base.get("file"):
@@ -60,8 +58,8 @@ def _chains(domain: Domain) -> Iterator[tuple[str, str]]:
             element = below
 
 
-def _sources(domain: Domain) -> Iterator[str]:
-    for source in xmlmap.parse(domain.config or "").findall("devices/disk/source"):
+def _sources(root: Element) -> Iterator[str]:
+    for source in root.findall("devices/disk/source"):
         if path := source.get("file"):
             yield path
 
