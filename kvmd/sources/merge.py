@@ -83,7 +83,7 @@ class Merger:
     def let_go(self, path: str) -> None:
         """That file is gone: a new one of its name, too, has nothing until it is read.
 
-        The store forgets an object only once it has left the host; a file that comes back just then would make it again.
+        The store forgets an object once it has left the host; a file that comes back just then would make it again.
         """
         self._let_go.add(path)
 
