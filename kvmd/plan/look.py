@@ -30,10 +30,6 @@ class World:
     departing: frozenset[Ref] = field(default_factory=frozenset)
     tables: Mapping[str, Mapping[Any, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
-    def read(self, table: str, key: Any) -> Any:
-        """One read, as the record has it."""
-        return self.tables[table].get(key)
-
 
 Reads = dict[tuple[str, Any], Any]
 
@@ -45,10 +41,10 @@ class Look:
         self.world = world
         self.now = now
         self.reads: Reads = {}
+        self._tables = world.tables
 
     def _read(self, table: str, key: Any) -> Any:
-        value = self.world.read(table, key)
-        self.reads[(table, key)] = value
+        value = self.reads[table, key] = self._tables[table].get(key)
         return value
 
     def spec(self, ref: Ref) -> Resource | None:
