@@ -15,6 +15,7 @@ from kvmd.kinds.virtual_machine import (
     guest_agent,
     host_devices,
     install,
+    port_group,
     power,
     snapshots,
     user_network,
@@ -191,6 +192,7 @@ def _stands(spec: Spec, look: Look) -> bool:
     """True where everything that it stands on can be used now."""
     return (
         direct.ready(spec, look)
+        and port_group.ready(spec, look)
         and all(look.usable(ref) for ref in objects_of(spec))
         and not replaced_files(spec, look)  # its last writes would be lost
     )

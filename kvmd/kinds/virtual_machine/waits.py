@@ -9,7 +9,7 @@ from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import direct
+from kvmd.kinds.virtual_machine import direct, port_group
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
 from kvmd.kinds.virtual_machine.spec import Spec
@@ -86,7 +86,7 @@ def possible(
     for operation in operations:
         files = [path for path in _opens(operation, spec) if path in absent]
         taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
-        unready = direct.unready(operation, spec, look)
+        unready = (*direct.unready(operation, spec, look), *port_group.unready(operation, spec, look))
         if not files and not taps and not unready and not (unknown and isinstance(operation, ops.DomainStart)):
             kept.append(operation)
         lacking |= dict.fromkeys(f"{path} (a folder)" if path in folders_of(spec) else path for path in files)
