@@ -229,7 +229,7 @@ NETWORK_ROWS = [
 ]
 ROWS += [("Network", leaves, where, value, in_network(xpath), True) for leaves, where, value, xpath in NETWORK_ROWS]
 # Taken out these stay as they are: what the kernel would have chosen depends on more than the link, or on chance.
-KEPT = {("Bridge", "mtu"), ("Tap", "port"), ("Vxlan", "mtu")}
+KEPT = {("Tap", "port")}
 
 
 def leaves_of(kind: str) -> list[str]:
