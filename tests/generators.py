@@ -59,6 +59,7 @@ class Chance(random.Random):
 class Names:
     """What the objects of one world may name."""
 
+    several: set[str] = field(default_factory=set)  # of taps: those with more than one queue
     groups: dict[str, list[str]] = field(default_factory=dict)  # of networks
     uplinks: list[str] = field(default_factory=lambda: list(UPLINKS))
     bridges: list[str] = field(default_factory=list)
@@ -113,6 +114,7 @@ def tap(number: int, chance: Chance, names: Names) -> Document:
         **({"bridge": names.bridges} if names.bridges else {}),
     )
     names.taps.append(f"tap{number}")
+    names.several |= {f"tap{number}"} if spec.get("multiQueue") else set()
     return document("Tap", f"tap{number}", spec)
 
 
@@ -424,6 +426,8 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
         nic |= chance.fields(
             mac=(f"52:54:0:0:{number}:{name[-1]}",), model=("virtio", "e1000", "rtl8139"), link=("up", "down")
         )
+        if nic.get("tap") in names.several:
+            nic |= {"queues": 2, "model": "virtio"}
         if "user" not in nic:
             nic |= chance.fields(bandwidth=(_bandwidth(chance), _bandwidth(chance), None))
             nic |= (
