@@ -1,4 +1,4 @@
-"""A leaf that is taken out of the spec of something that runs is told as waiting until the running self is without it."""
+"""A leaf taken out of the spec of something that runs is told as waiting until the running self is without it."""
 
 from __future__ import annotations
 

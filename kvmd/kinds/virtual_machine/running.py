@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
+from kvmd.kinds.virtual_machine import install, memory, port_group, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.leaving import to_leave
@@ -54,6 +54,7 @@ def running(guest: Guest, look: Look) -> Running:
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
     found = install.without_empty_tray(found)
+    found = port_group.without_its_limits(found, domain, guest.known, want, look)
     changes = live_changes(domain, root, guest.known, (state, want), found)
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
     plugging, untaken = _untaken(guest, root, look.now)
