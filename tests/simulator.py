@@ -250,6 +250,8 @@ class Machine:
 
     def _execute_domain(self, operation: ops.Op) -> None:
         if isinstance(operation, ops.DomainDefine):
+            if operation.base and self.domain(operation.name).config != operation.base:
+                raise Stale(f"cannot {operation.describe()}: somebody has changed it meanwhile")
             self.define(operation.xml)
             return
         domain = self.domain(operation.name)
@@ -289,7 +291,7 @@ class Machine:
                     now < count <= int(vcpu.text or 0), f"vcpus cannot go from {now} to {count} in a running guest"
                 )
                 vcpu.set("current", str(count))
-            case ops.DomainSetMemory(xml=xml) if xml:
+            case ops.DomainRequestMemory(xml=xml):
                 memory_simulator.request(root, xml)
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")

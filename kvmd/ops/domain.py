@@ -11,10 +11,14 @@ from kvmd.ops.base import Impact, Op
 
 @dataclass(frozen=True, slots=True)
 class DomainDefine(Op):
-    """Write the persistent definition (mark included); it never touches the running guest."""
+    """Write the persistent definition (mark included); it never touches the running guest.
+
+    *base* is the definition that *xml* was made from: where libvirt has another one by now, nothing is written.
+    """
 
     uuid: str
     xml: str = field(repr=False)
+    base: str = field(default="", repr=False)
     creates: bool = False
     secrets: tuple[str, ...] = ()  # where the passwords are read that stand in *xml* as digests
     verb: ClassVar[str] = "define domain"
@@ -86,12 +90,25 @@ class DomainSetVcpus(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainSetMemory(Op):
-    """Move the balloon of a running guest, or where it has a device for that make it what *xml* says; bytes."""
+    """Move the balloon of a running guest; bytes."""
 
     uuid: str
     size: int
-    xml: str = field(default="", repr=False)
     verb: ClassVar[str] = "set live memory of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} to {self.size // 2**20} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRequestMemory(Op):
+    """Ask a running guest to take or give memory of its virtio-mem device, *xml*; *size* is all it has then."""
+
+    uuid: str
+    size: int
+    xml: str = field(repr=False)
+    verb: ClassVar[str] = "request live memory of domain"
 
     def describe(self) -> str:
         """What a plan says of it."""
