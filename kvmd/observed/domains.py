@@ -36,6 +36,8 @@ class Overlay:
     path: str
     over: str
     over_format: str
+    target: str = ""  # of the disk then: vda
+    alias: str = ""  # of the disk, where it has one of its own: ua-disk-root
 
 
 @dataclass(frozen=True, slots=True)

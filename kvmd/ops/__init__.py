@@ -57,6 +57,7 @@ from kvmd.ops.snapshot import (
     SnapshotRevert,
     SnapshotTake,
     SnapshotTakeWithMemory,
+    Swap,
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
@@ -142,6 +143,7 @@ __all__ = [
     "SnapshotTakeWithMemory",
     "StackedCreate",
     "StorageOp",
+    "Swap",
     "TapCreate",
     "TapOwner",
     "TrashEmpty",
