@@ -145,6 +145,8 @@ def _write_device(item: Any, element: Element, prefix: str, paths: set[str]) -> 
         # Another bus is another place in the guest: the old address and target would not fit it.
         xmlmap.cut(element, "address")
         xmlmap.reach(element, "target").set("dev", item.target)
+    if isinstance(item, DiskState) and prefix + "path" in paths:
+        xmlmap.cut(element, "backingStore")  # what the other file stood on
 
 
 def _drop_mirrors(root: Element) -> None:
