@@ -58,6 +58,7 @@ class Merger:
         self._held: dict[Ref, tuple[Resource, Resource]] = {}
         self._revived: dict[Ref, tuple[StoredObject, Resource | None]] = {}
         self._unread: set[str] = set()  # files of which the store has to tell
+        self._let_go: set[str] = set()  # files that were gone: what the store still has of them stands in for nothing
         self.stored()  # read now, so that what is broken in it is reported from the first scan on
 
     @property
@@ -78,6 +79,13 @@ class Merger:
         if kept is None or kept[0] is not entry:
             kept = self._revived[ref] = (entry, entry.as_resource(self._specs))
         return kept[1]
+
+    def let_go(self, path: str) -> None:
+        """That file is gone: a new one of its name, too, has nothing until it is read.
+
+        The store forgets an object once it has left the host; a file that comes back just then would make it again.
+        """
+        self._let_go.add(path)
 
     def merge(self, files: Mapping[str, SpecFile], touched: Iterable[str], before: Mapping[Ref, Resource]) -> Merged:
         """Give each object to the one place that asks for it; where two do, hold what was there *before*."""
@@ -169,6 +177,9 @@ class Merger:
         by_file: dict[str, list[Ref]] = {}
         for ref, entry in self.stored().items():
             by_file.setdefault(entry.file, []).append(ref)
+        self._let_go &= by_file.keys()
+        for path in self._let_go:
+            del by_file[path]
         revived: dict[str, list[Offer]] = {}
         lost: list[Problem] = []
         for file in unread:
