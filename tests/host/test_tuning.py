@@ -30,7 +30,7 @@ class Tuned:
         self.agent, self.hermetic, self.folder = agent, agent.hermetic, folder
         files = guest_files()
         (folder / "data.raw").write_bytes(bytes(8 * MIB))
-        args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.timeout=1"
+        args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.ip=10.9.9.9/24 kvmd.timeout=1"
         (folder / "setup.iso").write_bytes(bytes(MIB))
         self.disk: dict[str, Any] = {"name": "data", "path": f"{folder}/data.raw", "format": "raw", "bootOrder": 1}
         self.nic: dict[str, Any] = {"name": "net0", "bridge": "br0", "queues": 2}
@@ -148,10 +148,20 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
 def install_is_done_once_the_agent_answers(tuned: Tuned) -> None:
     """The medium leaves the running guest, and nothing waits for the next boot."""
     wait_until(lambda: (tuned.agent.object(VM) or {})["status"].get("guestAgent") == "connected", 30, "the agent")
+    found = wait_until(lambda: says_by_its_agent(tuned), 20, "what its agent says")
+    assert found["guestSays"]["hostName"] == "web" and found["guestSays"]["os"] == "kvmd small guest 1", found
+    assert found["interfaces"][0]["agentAddresses"] == ["10.9.9.9/24"] and not found["interfaces"][0]["addresses"]
+    assert "10.9.9.9/24 (agent)" in tuned.agent.kvmd("get", "vm")
     wait_until(lambda: "setup.iso" not in tuned.hermetic.virsh("domblklist", "web"), 20, "the medium is out")
     assert "setup.iso" not in tuned.hermetic.virsh("domblklist", "web", "--inactive")
     assert tuned.pending() == set()
     tuned.at_rest()
+
+
+def says_by_its_agent(tuned: Tuned) -> dict[str, Any]:
+    """The status, once it has what the agent says of NICs."""
+    status: dict[str, Any] = (tuned.agent.object(VM) or {})["status"]
+    return status if any("agentAddresses" in nic for nic in status["interfaces"]) else {}
 
 
 def what_it_was_booted_with(tuned: Tuned) -> None:

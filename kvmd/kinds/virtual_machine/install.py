@@ -16,7 +16,6 @@ from kvmd.api.quantity import HostPath
 from kvmd.api.resource import Ref, SpecModel
 from kvmd.api.schema import branch, leaf
 from kvmd.api.status import DEGRADED, RECONCILING, STALLED, Condition
-from kvmd.kinds.virtual_machine import guest_agent
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
 from kvmd.kinds.virtual_machine.nic import Interface
@@ -125,7 +124,7 @@ def ended(ref: Ref, spec: Spec, at: str, domain: Domain | None) -> tuple[ops.Op,
     if spec.install.ends_by_reboot:
         over = not domain.active and domain.reason == "shutdown"
     else:
-        over = guest_agent.is_connected(domain)
+        over = domain is not None and domain.agent == "connected"
     return (ops.LedgerWrite(str(ref), "install", DONE),) if over else ()
 
 
