@@ -83,6 +83,13 @@ NEXT_BOOT = [
         boots=False,
     ),
     Row("memory.maxGuest", "memory.maxGuest", "224Mi", "memory[.='229376']"),
+    Row(
+        "cpu.numa[].cpus cpu.numa[].memory",
+        "cpu.numa",
+        [{"cpus": "0", "memory": "64Mi"}, {"cpus": "1", "memory": "128Mi"}],
+        "cpu/numa/cell[@cpus='1'][@memory='131072']",
+        boots=False,
+    ),
     Row("memory.hugepages.size", "memory.hugepages", {"size": "2Mi"}, "memoryBacking/hugepages", boots=False),
     Row("firmware.type", "firmware", {"type": "efi"}, "os[@firmware='efi']|os/loader", boots=False),
     Row("kernelBoot.kernel.path", "kernelBoot.kernel.path", "{folder}/linux", "os/kernel[contains(.,'/linux')]"),

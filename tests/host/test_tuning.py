@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 
 VM = "VirtualMachine/web"
 MIB = 2**20
+CELLS = [{"cpus": "0", "memory": "96Mi"}, {"cpus": "1", "memory": "32Mi"}]
 
 
 class Tuned:
@@ -43,7 +44,12 @@ class Tuned:
         boot = {"kernel": {"path": files.kernel}, "initrd": {"path": files.initrd}, "args": args}
         self.spec: dict[str, Any] = {
             "accelerator": "tcg",
-            "cpu": {"model": "qemu64", "features": [{"name": "x2apic", "policy": "disable"}, {"name": "aes"}]},
+            "cpu": {
+                "vcpus": 2,
+                "numa": CELLS,
+                "model": "qemu64",
+                "features": [{"name": "x2apic", "policy": "disable"}, {"name": "aes"}],
+            },
             "memory": {"guest": "128Mi"},
             "kernelBoot": boot,
             "disks": [self.disk],
@@ -169,6 +175,8 @@ def what_it_was_booted_with(tuned: Tuned) -> None:
     live = tuned.live()
     features = {item.get("name"): item.get("policy") for item in live.findall("cpu/feature")}
     assert (features["x2apic"], features["aes"]) == ("disable", "require")
+    cells = [(cell.get("cpus"), cell.get("memory")) for cell in live.findall("cpu/numa/cell")]
+    assert cells == [("0", str(96 * 1024)), ("1", str(32 * 1024))]
     queues, balloon = live.find("devices/interface/driver"), live.find("devices/memballoon")
     assert queues is not None and queues.get("queues") == "2"
     assert balloon is not None and (balloon.get("model"), balloon.get("freePageReporting")) == ("virtio", "on")

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
-from kvmd.kinds.virtual_machine import domain, filesystems, host_devices, slots
+from kvmd.kinds.virtual_machine import domain, filesystems, host_devices, numa, slots
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import place_nvram
 from kvmd.plan.difference import Change
@@ -68,6 +68,8 @@ def overlay(
     if "machine" in paths and _is_q35(root.find("os/type")) != ("q35" in want.machine):
         _leave_chipset(root, want)
     xmlmap.write(want, root, lambda path: path in paths)
+    if {"memory.hotplug", "cpu.numa"} <= paths:
+        numa.CELLS.put(root, want.cells)  # the cell of the memory devices has gone with them
     if "firmware.type" in paths:
         place_nvram(root, want.nvram)
     _devices(root, "disks", want.disks, dict(domain.disk_elements(root, known)), paths, _add_disk)
