@@ -293,7 +293,7 @@ def test_what_waits_for_the_next_boot_is_listed_and_goes_away_when_reverted(undi
         found = pending(guest.rest())
         named = re.search(r"\[(\w+)\]", row.path)
         for leaf in row.leaves.split():
-            path = leaf.replace("[]", named[0]) if named else leaf
+            path = leaf.replace("[]", named[0] if named else "")
             assert any(path == one or path.startswith(one + ".") for one in found), (row, found)
         assert (guest.has(row.seen, live=False), guest.has(row.seen)) == (True, False), row
         guest.write()
