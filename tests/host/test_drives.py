@@ -185,6 +185,8 @@ def test_a_server_that_is_not_there_is_waited_for_and_holds_up_nothing_else(
     agent.start()
     wait_until(lambda: "nbd://127.0.0.1/late: " in problem(agent, "VirtualMachine/web"), 20)
     assert "Connection refused" in problem(agent, "VirtualMachine/web")
+    told = [line for line in agent.kvmd("events").splitlines() if "DriveNotReached" in line]
+    assert told and "VirtualMachine/web" in told[0] and "Connection refused" in told[0]
     agent.wait_ready("Image/other")
     servers.nbd("late", web.folder / "late")
     agent.kvmd("reconcile")

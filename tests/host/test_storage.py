@@ -173,6 +173,7 @@ def test_a_download_goes_on_where_it_broke_off_and_a_false_one_is_thrown_away(
     message = agent.wait_condition("Image/wrong", "Stalled")["message"]
     assert checksum in message and wrong in message
     assert "the server answers 404" in wait_until(lambda: problem(agent, "Image/gone"), 20)
+    assert "the server answers 404" in agent.kvmd("events")
     assert "is raw, not qcow2" in agent.wait_condition("Image/other", "Stalled")["message"]
     stored = sorted(path.name for path in (agent.folder / "state" / "images").glob("*.raw"))
     assert [name.partition("-")[0] for name in stored] == ["changing", "half"]
