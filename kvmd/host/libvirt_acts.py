@@ -18,7 +18,7 @@ from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import reveal_in, words_in
-from kvmd.host.reach import explain, says_of_a_file
+from kvmd.host.reach import explain, says_of_a_file, user_of, walk
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held, release
 from kvmd.host.secrets import password_in
@@ -59,6 +59,7 @@ class LibvirtActs:
         self._settings = settings
         self._recorder = recorder
         self._connection: Any = None
+        self._capabilities: tuple[Any, str] = (None, "")
 
     def execute(self, operation: ops.Op) -> None:
         """Carry out one operation; raises a KvmdError that says what to do next."""
@@ -76,9 +77,15 @@ class LibvirtActs:
         with contextlib.suppress(libvirt.libvirtError):
             domain = self._connection.lookupByUUIDString(operation.uuid)
             xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-            text, hint = explain(str(error), xml, self._connection.getCapabilities())
+            text, hint = explain(str(error), xml, self._host_words())
             return Retry(f"{operation.describe()}: {text}", hint=hint)
         return None
+
+    def _host_words(self) -> str:
+        """The capabilities of the host; read once a connection."""
+        if self._capabilities[0] is not self._connection:
+            self._capabilities = (self._connection, self._connection.getCapabilities())
+        return self._capabilities[1]
 
     def call(self, operation: ops.Op, act: Callable[[Any], Result]) -> Result:
         """Do something over the connection, counted as a call of that operation. Raises libvirtError."""
@@ -138,7 +145,9 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+                walk(operation.describe(), xml, user_of(xml, self._host_words()))
+                with lent(self._connection, xml):
                     _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
