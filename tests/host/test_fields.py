@@ -67,6 +67,7 @@ LIVE = [
     Row("interfaces[].link", "interfaces[net1].link", "down", "devices/interface/link[@state='down']"),
 ]
 SEED = {"userData": "#!/bin/sh\n", "metaData": {"a": "b"}, "networkConfig": {"version": 2, "ethernets": {}}}
+EMPTY_TRAY = {"device": "cdrom", "bus": "scsi", "media": None}
 TAP, DIRECT = {"bridge": None, "tap": "tap1"}, {"bridge": None, "direct": {"device": "up0", "mode": "private"}}
 SLIRP = {"bridge": None, "user": {"backend": "slirp"}}
 SHARE = {"path": "{folder}/share", "tag": "stuff", "type": "9p", "readOnly": True}
@@ -98,6 +99,7 @@ NEXT_BOOT = [
     Row("disks[].path", "disks[data].path", "{folder}/new.raw", "//source[contains(@file,'/new.raw')]"),
     Row("disks[].format", "disks[data].format", "qcow2", "devices/disk/driver[@type='qcow2']", boots=False),
     Row("disks[].bus", "disks[data].bus", "scsi", "devices/disk[@device='disk']/target[@bus='scsi']"),
+    Row("disks[].device", "disks[tray]", EMPTY_TRAY, "devices/disk/alias[@name='ua-disk-tray']"),
     Row("disks[].readOnly", "disks[data].readOnly", True, "devices/disk[@device='disk']/readonly"),
     Row("disks[].bootOrder", "disks[data].bootOrder", 2, "devices/disk/boot[@order='2']"),
     Row("disks[].serial", "disks[data].serial", "data01", "devices/disk/serial[.='data01']"),

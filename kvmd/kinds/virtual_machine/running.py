@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
+from kvmd.kinds.virtual_machine import graphics, install, memory, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.leaving import to_leave
@@ -43,6 +43,7 @@ def running(guest: Guest, look: Look) -> Running:
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
     also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
+    also |= graphics.owns(domain.live)
     found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(
