@@ -71,7 +71,10 @@ class LibvirtActs:
             raise self._explained(operation, error) or translate(error, operation.describe()) from None
 
     def _explained(self, operation: ops.Op, error: libvirt.libvirtError) -> KvmdError | None:
-        """The cure, where a file of the guest is what keeps QEMU from starting or taking a device."""
+        """The cure, where a file of the guest or its own doing keeps QEMU from starting or taking a device."""
+        if "waiting to open tray" in str(error):
+            hint = "unmount or eject the medium in the guest; it is tried again by itself"
+            return Retry(f"{operation.describe()}: the guest keeps the tray locked: {error}", hint=hint)
         if not isinstance(operation, _OPENS) or not says_of_a_file(str(error)) or self._connection is None:
             return None
         with contextlib.suppress(libvirt.libvirtError):
