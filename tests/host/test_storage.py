@@ -307,7 +307,7 @@ def test_media_of_every_origin_are_changed_under_a_running_guest(agent: Agent, s
 
     def insert(medium: str) -> None:
         machine = guest(folder, f"[{{name: cd0, device: cdrom, bus: scsi, media: {medium}}}]", boot_paths())
-        agent.write("all.yaml", common + machine.replace("kvmd.sum=1", "kvmd.sum=1 kvmd.hold=15"))
+        agent.write("all.yaml", common + machine.replace("kvmd.sum=1", "kvmd.sum=1 kvmd.hold=10"))
 
     insert(words["path"])
     agent.start()
