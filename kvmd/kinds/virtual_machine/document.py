@@ -79,7 +79,9 @@ def overlay(
     if any(path.startswith("filesystems") for path in paths):
         filesystems.share_memory(root, want.shares)
     _devices(root, "hostDevices", want.passed, dict(passed), paths, host_devices.add)
-    _devices(root, "devices.serial", want.serials, dict(domain.serial_elements(root, known)), paths, _add_serial)
+    consoles = dict(domain.serial_elements(root, known))
+    _close_ranks(consoles, {serial.name for serial in want.serials}, paths)
+    _devices(root, "devices.serial", want.serials, consoles, paths, _add_serial)
     if any(path.startswith("devices.serial") for path in paths):
         _drop_mirrors(root)
     if root.find("devices/*/boot") is not None:
@@ -149,6 +151,24 @@ def _write_device(item: Any, element: Element, prefix: str, paths: set[str]) -> 
         xmlmap.reach(element, "target").set("dev", item.target)
     if isinstance(item, DiskState) and prefix + "path" in paths:
         xmlmap.cut(element, "backingStore")  # what the other file stood on
+
+
+def _close_ranks(consoles: dict[str, Element], stay: set[str], paths: set[str]) -> None:
+    """What comes after a console that goes moves up: left where it was, a guest would have no ttyS0 any more."""
+    going = [name for name in consoles if name not in stay and f"devices.serial[{name}]" in paths]
+    gone = [_port(consoles[name]) for name in going]
+    for name, element in consoles.items():
+        target, port = element.find("target"), _port(element)
+        if target is not None and name not in going and port >= 0:
+            target.set("port", str(port - sum(0 <= other < port for other in gone)))
+
+
+def _port(serial: Element) -> int:
+    """Its number among those of the ISA bus; -1 for one on another."""
+    target = serial.find("target")
+    if target is None or target.get("type", "isa-serial") != "isa-serial":
+        return -1
+    return int(target.get("port", "-1"))
 
 
 def _drop_mirrors(root: Element) -> None:
