@@ -33,12 +33,17 @@ def files_under(domain: str) -> set[str]:
     """Every file that the disks of this XML of a domain lead to."""
     found: set[str] = set()
     for disk in ElementTree.fromstring(domain).findall("devices/disk"):
-        source, driver = disk.find("source"), disk.find("driver")
-        path = "" if source is None else source.get("file") or source.get("dev") or ""
+        path, format = source_of(disk)
         if path:
-            format = "raw" if driver is None else driver.get("type", "raw")
             found.update(name for name, _ in chain_of(path, format))
     return found
+
+
+def source_of(disk: ElementTree.Element) -> tuple[str, str]:
+    """The file or block device under a disk of a domain's XML, and its format; "" for one on a server or none."""
+    source, driver = disk.find("source"), disk.find("driver")
+    path = "" if source is None else source.get("file") or source.get("dev") or ""
+    return path, "raw" if driver is None else driver.get("type", "raw")
 
 
 def overlays_on(path: str, folders: Iterable[str]) -> list[str]:

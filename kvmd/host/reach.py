@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from kvmd.errors import Retry
-from kvmd.host.disk_header import read_header
+from kvmd.host.backing import chain_of, source_of
 
 QEMU_CONF = "/etc/libvirt/qemu.conf"
-LONGEST_CHAIN = 32
 ASK_SECONDS = 10.0
 _DENIED, _ODD_FIRMWARE = "ermission denied", "system firmware block device"
 _ACCESS_LIST = "system.posix_acl_access"
@@ -115,25 +114,14 @@ def _open_to_all(folder: str) -> bool:
 def _files(root: ElementTree.Element) -> Iterator[tuple[str, bool]]:
     """Every file that a start opens, and whether it is written to; with what disks stand on."""
     for element in root.findall("devices/disk"):
-        source = element.find("source")
-        path = "" if source is None else source.get("file") or source.get("dev") or ""
+        path, format = source_of(element)
         writes = element.find("readonly") is None
-        for _ in range(LONGEST_CHAIN):
-            if not path:
-                break
-            yield path, writes
-            path, writes = _backing(path), False
+        for file, _ in chain_of(path, format) if path else ():
+            yield file, writes
+            writes = False
     for place in ("os/kernel", "os/initrd"):
         if path := root.findtext(place) or "":
             yield path, False
-
-
-def _backing(path: str) -> str:
-    try:
-        backing = read_header(path, 0).backing
-    except OSError:
-        return ""
-    return os.path.join(os.path.dirname(path), backing) if backing else ""
 
 
 def _libvirt_owns() -> bool:

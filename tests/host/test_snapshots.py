@@ -280,6 +280,27 @@ def waiting(agent: Agent, name: str) -> str:
     return said if "stands on" in said else ""
 
 
+def test_a_machine_with_uefi_goes_back_with_its_memory(host: Agent) -> None:
+    """libvirt keeps no snapshot inside of its disks: an overlay and a file of memory beside them."""
+    agent, path = host, disk(host.folder, "qcow2")
+    more = f"  firmware: {{type: efi}}\n  disks: [{{name: root, path: {path}, format: qcow2}}]"
+    agent.write("web.yaml", vm("web", "Always", memory="128Mi", more=more))
+    agent.start()
+    agent.wait_ready("VirtualMachine/web", seconds=30)
+    agent.write("moment.yaml", snapshot("moment"))
+    agent.wait_ready("VirtualMachineSnapshot/moment", "VirtualMachine/web")
+    found = agent.object("VirtualMachineSnapshot/moment")
+    assert found is not None and (found["status"]["location"], found["status"]["restorable"]) == ("external", True)
+    first = domain_id(agent)
+    agent.write("restore.yaml", restore("back", "moment"))
+    agent.wait_ready("VirtualMachineRestore/back", "VirtualMachine/web")
+    assert domain_id(agent) != first
+    assert "root.moment.back.qcow2" in agent.hermetic.virsh("domblklist", "web")
+    left = (agent.object("VirtualMachineSnapshot/moment") or {})["status"]["leftBehind"]
+    assert left == [{"path": f"{host.folder}/root.moment.qcow2", "by": "VirtualMachineRestore/back"}]
+    nothing_to_do(agent)
+
+
 def test_a_machine_that_is_off(host: Agent) -> None:
     """Disks alone: kept inside of qcow2, brought back, and removed only when somebody approves."""
     agent, folder = host, host.folder
