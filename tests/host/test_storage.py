@@ -313,7 +313,7 @@ def test_media_of_every_origin_are_changed_under_a_running_guest(agent: Agent, s
     agent.start()
     agent.wait_ready("Volume/cd", "Image/tools", "VirtualMachine/web", seconds=60)
     domain_id = agent.hermetic.virsh("domid", "web").strip()
-    wait_until(lambda: last_tick(folder, "web"), 30, "it is up, and holds its tray")
+    wait_until(lambda: last_tick(folder, "web"), 60, "it is up, and holds its tray")
     insert(words["image"])
     told = wait_until(lambda: problem(agent, "VirtualMachine/web"), 30, "that the tray is locked")
     assert "the guest keeps the tray locked" in told and "eject the medium in the guest" in told, told
