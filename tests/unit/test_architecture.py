@@ -178,7 +178,7 @@ EXCLUSIVE = {
     "VirtualMachine.hostDevices": ("pci", "usb"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
-    "VirtualMachine.install.from": ("path", "image"),
+    "VirtualMachine.install.from": ("path", "image", "url"),
     "VirtualMachine.install.from.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
