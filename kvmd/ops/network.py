@@ -10,10 +10,14 @@ from kvmd.ops.base import Impact, Op
 
 @dataclass(frozen=True, slots=True)
 class NetworkDefine(Op):
-    """Write the persistent definition of a network (mark included)."""
+    """Write the persistent definition of a network (mark included).
+
+    *base* is the definition that *xml* was made from: where libvirt has another one by now, nothing is written.
+    """
 
     uuid: str
     xml: str = field(repr=False)
+    base: str = field(default="", repr=False)
     creates: bool = False
     verb: ClassVar[str] = "define network"
 

@@ -18,7 +18,7 @@ from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.processor import features_said
 from kvmd.kinds.virtual_machine.restart import due
 from kvmd.observed import Domain
-from kvmd.plan.difference import differences
+from kvmd.plan.difference import LEAVE, differences
 from kvmd.plan.look import Look
 from kvmd.plan.model import ObjectMemory
 from kvmd.xmlmap import Element
@@ -40,6 +40,8 @@ def running(guest: Guest, look: Look) -> Running:
     domain, want = guest.domain, guest.want.state
     if domain is None or domain.live is None:
         return Running()
+    if want.cpu_model is LEAVE and guest.config is not None:
+        want = replace(want, cpu_model=guest.config.cpu_model)  # libvirt's own choice, for the next boot, too
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
     also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
