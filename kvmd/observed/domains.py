@@ -9,6 +9,7 @@ from kvmd.api.mark import Mark
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _AGENT = re.compile(rf"<target\b(?=[^>]*\bname=['\"]{re.escape(AGENT_CHANNEL)}['\"])[^>]*\bstate=['\"](\w+)['\"]")
+_RUN = re.compile(r"<domain\b[^>]*?\bid=['\"](\d+)['\"]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,12 @@ class Domain:
     def active(self) -> bool:
         """True while a QEMU process belongs to it."""
         return self.live is not None
+
+    @property
+    def run(self) -> str:
+        """What tells this run of it from the next: libvirt's number for it; "" while it is off."""
+        match = _RUN.search(self.live or "")
+        return match[1] if match else ""
 
     @property
     def agent(self) -> str:

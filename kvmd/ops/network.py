@@ -94,7 +94,8 @@ class NetworkRepair(Op):
 
     uuid: str
     switches: tuple[str, ...] = ()  # of the kernel, as sysctl names them
-    jumps: tuple[tuple[str, str, str], ...] = ()  # table, chain, and libvirt's chain that it should jump to
+    jumps: tuple[tuple[str, str, str], ...] = ()  # table, chain, libvirt's that it should jump to, of both versions
+    table: bool = False  # libvirt's own of nftables, too
     rules: bool = False
     verb: ClassVar[str] = "repair forwarding of network"
 
