@@ -62,6 +62,7 @@ def test_it_is_asked_again_until_the_device_is_gone() -> None:
         plan = loop.plan()
         found = [item for step in plan.steps for item in step.operations if isinstance(item, ops.DomainDetach)]
         assert {item.alias for item in found} == {"ua-disk-data", "ua-nic-net0"}
+        assert {item.again for item in found} == {number > 0}, "libvirt is asked once only"
         assert not plan.objects[REF].ready
         loop.act(plan)
     machine.deaf = False
