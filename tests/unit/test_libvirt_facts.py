@@ -13,6 +13,7 @@ pytest.importorskip("libvirt")
 from kvmd.host import libvirt_facts
 from kvmd.host.libvirt_facts import LibvirtFacts
 from kvmd.host.libvirt_reader import Capabilities, Stale
+from kvmd.host.stuck import Reading
 from kvmd.settings import Libvirt
 
 
@@ -25,6 +26,8 @@ class SlowReader:
         self.pools: dict[str, Any] = {}
         self.capabilities = Capabilities()
         self.relisted = time.monotonic()
+        self.reading: Reading | None = None
+        self.held: set[str] = set()
         self.asked: list[set[str]] = []
         self.may_answer = threading.Semaphore(0)
 
@@ -58,3 +61,33 @@ def test_what_is_still_being_read_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     reader.may_answer.release()
     assert woken.wait(5.0)
     assert facts.look(5.0)[2] is None
+
+
+def test_a_guest_that_is_held_is_looked_at_again_soon_without_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_facts, "Reader", SlowReader)
+    monkeypatch.setattr(libvirt_facts, "AGAIN_SECONDS", 0.01)
+    woken = threading.Event()
+    facts = LibvirtFacts(Libvirt(), None, woken.set)  # type: ignore[arg-type]
+    reader: Any = facts._reader
+    reader.held = {"stuck"}
+    for _ in range(2):
+        reader.may_answer.release()
+        assert facts.look(5.0)[2] is None, "the others are known"
+        assert woken.wait(5.0)
+        woken.clear()
+    assert reader.asked[1] == {"stuck"}
+
+
+def test_a_reader_that_one_guest_keeps_waiting_is_replaced_sooner_than_a_libvirt_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(libvirt_facts, "Reader", SlowReader)
+    woken = threading.Event()
+    facts = LibvirtFacts(Libvirt(), None, woken.set)  # type: ignore[arg-type]
+    first: Any = facts._reader
+    first.reading = Reading("stuck", time.monotonic(), 0.05)
+    error = facts.look(0.01)[2]
+    assert error is not None and "virsh domcontrol stuck" in str(error)
+    assert woken.wait(5.0), "nothing else would wake the loop"
+    facts.look(0.01)
+    assert facts._reader is not first
