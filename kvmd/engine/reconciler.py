@@ -88,6 +88,8 @@ class Reconciler:
         self._desired: tuple[Snapshot | None, Mapping[Ref, Applied], Desired] = (None, {}, Desired())
         self._changed_at: dict[Ref, float] = {}
         self._pruning: set[Ref] = set()
+        self._departing: set[Ref] = set()
+        self._judged: tuple[Mapping[Ref, Resource], Mapping[Ref, Any]] = ({}, {})  # of what departs
         for age, ref in host.ledger.removals():
             self.memory.note_pruned(ref, time.monotonic() - age)
 
@@ -119,8 +121,8 @@ class Reconciler:
         self._take_specs(snapshot.resources, now)
         observed = self._host.observe(self._paths, self._secrets)
         complete = snapshot.complete and observed.complete
-        departing = [ref for ref in observed.marks.keys() - snapshot.resources.keys() if ref.kind in CONTROLLERS]
-        self.memory.take_facts(departing, complete, observed, now)
+        self._take_marks(snapshot.resources, observed)
+        self.memory.take_facts(self._departing, complete, observed, now)
         for ref, interval in self._windows.news(now, time.time()):
             self.memory.change(ref, window=interval)
         return snapshot, observed
@@ -132,17 +134,27 @@ class Reconciler:
             return
         for ref in self.memory.take_specs((ref, resources[ref]) for ref in news if ref in resources):
             self._changed_at[ref] = now
+        others = False
         for ref in news:
-            self._files.pop(ref, None)
-            self._named_secrets.pop(ref, None)
-            self._windows.take(ref, resources.get(ref))
-            if ref in resources and (secrets := _secrets_of(resources[ref])):
-                self._named_secrets[ref] = secrets
-            if ref in resources and (files := CONTROLLERS[ref.kind].files(resources[ref].spec)):
-                self._files[ref] = files
-        self._paths = tuple(dict.fromkeys(path for files in self._files.values() for path in files))
-        self._secrets = tuple(dict.fromkeys(name for names in self._named_secrets.values() for name in names))
+            resource = resources.get(ref)
+            self._windows.take(ref, resource)
+            secrets = _secrets_of(resource) if resource is not None else ()
+            files = CONTROLLERS[ref.kind].files(resource.spec) if resource is not None else ()
+            others |= _note(self._named_secrets, ref, secrets) | _note(self._files, ref, files)
+        if others:
+            self._paths = tuple(dict.fromkeys(path for files in self._files.values() for path in files))
+            self._secrets = tuple(dict.fromkeys(name for names in self._named_secrets.values() for name in names))
         self._resources = resources
+
+    def _take_marks(self, resources: Mapping[Ref, Resource], observed: Observed) -> None:
+        """Note what is on the host and in no spec any more."""
+        asked, marks = self._judged
+        for ref in {*changed(asked, resources), *changed(marks, observed.marks)}:
+            if ref in observed.marks and ref not in resources and ref.kind in CONTROLLERS:
+                self._departing.add(ref)
+            else:
+                self._departing.discard(ref)
+        self._judged = (resources, observed.marks)
 
     def _plan(self, snapshot: Snapshot, observed: Observed, now: float, begun: list[Step] | None) -> Plan:
         """Plan; where *begun* is a list, give workers at once what is certain, and note it there."""
@@ -273,6 +285,14 @@ class Reconciler:
 def _secrets_of(resource: Resource) -> tuple[str, ...]:
     controller = _SECRET_USERS.get(resource.ref.kind)
     return controller.secrets(resource.spec) if controller is not None else ()
+
+
+def _note(table: dict[Ref, tuple[str, ...]], ref: Ref, names: tuple[str, ...]) -> bool:
+    """Note the names, or that there are none; True where that is news."""
+    before = table.pop(ref, ())
+    if names:
+        table[ref] = names
+    return names != before
 
 
 def rules_of(settings: Settings) -> Rules:

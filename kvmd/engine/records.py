@@ -23,7 +23,8 @@ class Records:
         applied.share(good)
         self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.objects().items()}
         self._saved: Mapping[Ref, Resource] = {}
-        self._plan = Plan({})
+        self._plan = self._seen = Plan({})
+        self._lonely = {*self.applied, *good.objects()}  # what is known of objects that no plan has
 
     def keep_specs(self, snapshot: Snapshot) -> None:
         """Write down last good specs, before the first act on them. Raises Retry."""
@@ -51,13 +52,18 @@ class Records:
 
     def forget_gone(self, plan: Plan, may_go: Callable[[Ref], bool]) -> list[Ref]:
         """Forget what was applied of objects that are neither asked for nor there; returns them. Raises Retry."""
-        there = plan.objects.keys()  # what never came to be is in the second store alone
-        known = (self.applied.keys() - there) | (self._good.objects().keys() - there)
-        gone = [ref for ref in known if may_go(ref)]
+        for ref in changed(self._seen.objects, plan.objects):
+            if ref in plan.objects:
+                self._lonely.discard(ref)
+            elif ref in self.applied or ref in self._good.objects():  # what never came to be is in the second alone
+                self._lonely.add(ref)
+        self._seen = plan
+        gone = [ref for ref in self._lonely if may_go(ref)]
         for ref in gone:
             self._good.remove(ref)
             self._store.remove(ref)
         if gone:
+            self._lonely.difference_update(gone)
             leaving = set(gone)
             self.applied = {ref: item for ref, item in self.applied.items() if ref not in leaving}
         return gone

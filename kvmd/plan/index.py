@@ -90,13 +90,8 @@ class Index:
         return stale | {self._at[key] for key in changed(facts, inputs[2]) if key in self._at}
 
     def _look_again(self, stale: set[Ref]) -> None:
-        keys, applied = self._keys, self._applied
-        self._keys, self._applied = dict(keys), dict(applied)
-        for ref in stale:
-            self._place(ref)
-            self._recall_applied(ref)
-        self._keys = keys if all(self._keys.get(ref) is keys.get(ref) for ref in stale) else self._keys
-        self._applied = applied if all(self._applied.get(ref) is applied.get(ref) for ref in stale) else self._applied
+        self._keys = _with(self._keys, {ref: self._placed(ref) for ref in stale})
+        self._applied = _with(self._applied, {ref: self._applied_now(ref) for ref in stale})
         self._departing = self._departing - stale | {ref for ref in stale if self._is_departing(ref)}
         targets: set[Ref] = set()
         claims: set[Claim] = set()
@@ -110,18 +105,19 @@ class Index:
 
     # ------------------------------------------------------------------------------- where it is, what it was
 
-    def _place(self, ref: Ref) -> None:
+    def _placed(self, ref: Ref) -> Key | None:
         """Where a marked object is. A link's mark cannot name its link: it counts only under its spec's name."""
         found = self._inputs[3].get(ref, ())
         key: Key | None = next(iter(found), None)
         if key is not None and key.type == "link" and ref.kind in self._controllers:
             key = next((name for name in self._names_of_link(ref) if name in found), None)
-        before = self._keys.pop(ref, None)
+        before = self._keys.get(ref)
         if before is not None and self._at.get(before) == ref:
             del self._at[before]
         if key is not None:
-            self._keys[ref] = key = kept(before, key)
+            key = kept(before, key)
             self._at[key] = ref
+        return key
 
     def _names_of_link(self, ref: Ref) -> tuple[Key, ...]:
         """The links that its spec, and the spec that was last applied, say it is."""
@@ -131,22 +127,20 @@ class Index:
         specs = ([resource.spec] if resource is not None else []) + ([former] if former is not None else [])
         return tuple(controller.host_key(ref, spec) for spec in specs or [None])
 
-    def _recall_applied(self, ref: Ref) -> None:
+    def _applied_now(self, ref: Ref) -> Applied | None:
         """What was last applied: by the object's own mark, else by the store."""
         stored = self._inputs[1].get(ref)
         key = self._keys.get(ref)
         mark = _mark_of(self._inputs[2].get(key)) if key is not None else None
-        before, source = self._applied.pop(ref, None), self._applied_from.pop(ref, None)
-        if mark is not None:
-            used = None if mark.written else stored
-            self._applied_from[ref] = (mark, used)
-            if before is not None and source is not None and source[0] is mark and source[1] is used:
-                self._applied[ref] = before
-            else:
-                self._applied[ref] = Applied.of(mark) if mark.written else _of_short(mark, used)
-        elif stored is not None and stored.generation > 0:
+        before, source = self._applied.get(ref), self._applied_from.pop(ref, None)
+        if mark is None:
             # Generation 0 is an intention: it counts for an object that is marked, not for one that is not there.
-            self._applied[ref] = stored
+            return stored if stored is not None and stored.generation > 0 else None
+        used = None if mark.written else stored
+        self._applied_from[ref] = (mark, used)
+        if before is not None and source is not None and source[0] is mark and source[1] is used:
+            return before
+        return Applied.of(mark) if mark.written else _of_short(mark, used)
 
     def _is_departing(self, ref: Ref) -> bool:
         return ref in self._keys and ref not in self._inputs[0] and ref.kind in self._controllers
@@ -206,15 +200,17 @@ class Index:
         return spec is not None and claim in self._controllers[ref.kind].claims(ref, spec)
 
 
-def _with(table: dict[K, tuple[V, ...]], news: Mapping[K, tuple[V, ...]]) -> dict[K, tuple[V, ...]]:
-    """The table with those values, without the empty ones; the very same where nothing is new."""
-    if all(table.get(key, ()) is value for key, value in news.items()):
+def _with(table: dict[K, V], news: Mapping[K, V | None]) -> dict[K, V]:
+    """The table with those values and without what is nothing now; the very same where nothing is new."""
+    if all(table.get(key) is (value or None) for key, value in news.items()):
         return table
-    table = {**table, **news}
+    left = table.copy()
     for key, value in news.items():
-        if not value:
-            del table[key]
-    return table
+        if value:
+            left[key] = value
+        else:
+            left.pop(key, None)
+    return left
 
 
 def _reference_order(reference: Reference) -> tuple[Any, ...]:

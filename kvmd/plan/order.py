@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from kvmd.api import status
@@ -11,9 +12,9 @@ from kvmd.api.status import Condition
 from kvmd.plan.model import ObjectPlan, Step
 
 
-def in_order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tuple[Step, ...]]:
-    """Order the steps after their needs; a step whose need has no step in this plan is Blocked."""
-    steps = {ref: item.step for ref, item in objects.items() if item.step is not None}
+def in_order(objects: dict[Ref, ObjectPlan], acting: Iterable[Ref]) -> tuple[dict[Ref, ObjectPlan], tuple[Step, ...]]:
+    """Order the steps, which only those *acting* have, after their needs; one whose need has no step is Blocked."""
+    steps = {ref: step for ref in acting if (step := objects[ref].step) is not None}
     changed = True
     while changed:
         changed = False
@@ -42,7 +43,7 @@ def in_order(objects: dict[Ref, ObjectPlan]) -> tuple[dict[Ref, ObjectPlan], tup
                 step=None,
                 conditions=(Condition(status.BLOCKED, True, "DependencyCycle", text),),
             )
-        return in_order(objects)
+        return in_order(objects, steps)
     return objects, tuple(steps[ref] for ref in order)
 
 

@@ -80,7 +80,7 @@ class Planner:
         """
         world = self._index.world(desired, observed, memory)
         recall = self._recall
-        stale = recall.stale(world.tables, world.specs, now)
+        stale = recall.stale(world.tables, now)
         if (
             not stale
             and not self._gated
@@ -97,18 +97,16 @@ class Planner:
             if begin is not None and item.step is not None and not observed.missing and _is_certain(item.step):
                 begin(item.step)
         verdict = safety.judge(desired, observed, memory, self.rules, now, world)
-        objects = dict(zip(world.specs, map(recall.plans.__getitem__, world.specs), strict=True))
-        for ref in sorted(world.departing):
+        objects, leaving = recall.plans.copy(), sorted(world.departing)
+        for ref in leaving:
             objects[ref] = self._removal(ref, world, verdict, now)
         self._missing = observed.missing
         if observed.missing:
             objects = {ref: self._unless_unread(item, world, observed.missing) for ref, item in objects.items()}
-        starts = gate(objects, world, now)
+        starts = gate(objects, (*recall.acting, *leaving), world, now)
         objects, steps, self._gated = starts.objects, starts.steps, starts.waits
-        wakes = [item.wake_at for item in objects.values() if item.wake_at is not None and item.wake_at > now]
-        wakes += [starts.wake_at] if starts.wake_at is not None else []
-        if verdict.wake_at is not None and verdict.wake_at > now:
-            wakes.append(verdict.wake_at)
+        others = (starts.wake_at, verdict.wake_at, *(objects[ref].wake_at for ref in leaving))
+        wakes = recall.wakes_after(now) + [wake for wake in others if wake is not None and wake > now]
         self._last = Plan(
             objects=MappingProxyType(objects),
             steps=steps,

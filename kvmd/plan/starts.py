@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from kvmd.api import status
@@ -42,20 +42,20 @@ class Gate:
     wake_at: float | None = None
 
 
-def gate(objects: dict[Ref, ObjectPlan], world: World, now: float) -> Gate:
-    """Order the steps, and hold back every start whose time has not come."""
-    planned = [(ref, item.step) for ref, item in objects.items() if item.step is not None]
+def gate(objects: dict[Ref, ObjectPlan], acting: Collection[Ref], world: World, now: float) -> Gate:
+    """Order the steps, and hold back every start whose time has not come; only those *acting* have steps."""
+    planned = [(ref, objects[ref].step) for ref in acting]
     starting = [ref for ref, step in planned if _starts(step) or _restarts(step)]
     growing = [ref for ref, step in planned if _grows(step)]
     if not starting and not growing:
-        return Gate(*in_order(objects))
+        return Gate(*in_order(objects, acting))
     judge = _Judge(objects, world, now)
     for ref in starting:
         judge.hold_for_dependencies(ref)
-    judge.objects, _ = in_order(judge.objects)
+    judge.objects, _ = in_order(judge.objects, acting)
     judge.admit(starting, growing)
     judge.hold_for_turns(starting)
-    objects, steps = in_order(judge.objects)
+    objects, steps = in_order(judge.objects, acting)
     return Gate(objects, steps, judge.waits, tuple(judge.held), min(judge.wakes, default=None))
 
 

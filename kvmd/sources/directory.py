@@ -166,6 +166,7 @@ class Directory:
 
     def _forget(self, file: SpecFile) -> None:
         self._documents -= file.documents
+        self._merger.let_go(file.path)
         del self._files[file.path]
 
     def _combine(self, tree: Tree, reason: str, found: str, now: float) -> Snapshot:

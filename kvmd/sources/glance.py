@@ -48,15 +48,16 @@ class Glance:
         if told is None or known != trail or now - self._walked_at >= self._rescan:
             return None
         tree, names = self._tree, {real: shown for shown, (real, _) in self._tree.folders.items()}
-        paths = set(restless)
+        paths, moved = set(restless), set[str]()
         for path in told:
             folder, name = os.path.split(path)
             if folder not in names:
                 return None  # a way that leads here, or what is hidden
+            moved.add(names[folder])
             if not is_ignored(name):
                 paths.add(f"{names[folder]}/{name}")
         try:
-            if not all(_is_known(shown, tree) for shown in tree.names) or not all(
+            if not all(_is_known(shown, tree, shown in moved) for shown in tree.names) or not all(
                 _look_again(path, tree) for path in paths
             ):
                 return None
@@ -66,14 +67,18 @@ class Glance:
         return Seen(tree, sorted(paths))
 
 
-def _is_known(shown: str, tree: Tree) -> bool:
-    """True where it is the same folder and holds what it held, but for names that count for nothing."""
+def _is_known(shown: str, tree: Tree, moved: bool) -> bool:
+    """True where it is the same folder and holds what it held, but for names that count for nothing.
+
+    Of a folder in which something *moved* the watch has told the names: they are looked at one by one, so it need
+    not be listed, which would cost more the more it holds.
+    """
     real, mtime = tree.folders[shown]
     entries, status = tree.names[shown], os.stat(real)
     if (status.st_dev, status.st_ino) != entries.folder:
         return False
     if status.st_mtime_ns != mtime:
-        if not all(map(is_ignored, entries.names.symmetric_difference(os.listdir(real)))):
+        if not moved and not all(map(is_ignored, entries.names.symmetric_difference(os.listdir(real)))):
             return False
         tree.folders[shown] = (real, status.st_mtime_ns)
     return True

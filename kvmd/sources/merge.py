@@ -5,7 +5,7 @@ Only the objects of files that changed are judged again, so that one changed fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -37,12 +37,22 @@ class Merged:
 
     def copy(self, lost: tuple[Problem, ...]) -> Merged:
         """Another one that says the same of all objects, to be changed."""
-        return Merged(dict(self.resources), dict(self.positions), dict(self.duplicates), dict(self.problems), lost)
+        return Merged(
+            self.resources.copy(), self.positions.copy(), self.duplicates.copy(), self.problems.copy(), lost
+        )
 
     def drop(self, ref: Ref) -> None:
-        """Nothing is known of that object any more."""
-        for table in (self.resources, self.positions, self.duplicates, self.problems):
-            table.pop(ref, None)
+        """Nobody asks for that object any more, or nobody can say which one is meant.
+
+        One that is still asked for is not dropped first: it keeps its place, which makes tables quick to compare.
+        """
+        self.resources.pop(ref, None)
+        self.positions.pop(ref, None)
+
+    def excuse(self, ref: Ref) -> None:
+        """Nothing was said against that object yet."""
+        self.duplicates.pop(ref, None)
+        self.problems.pop(ref, None)
 
 
 class Merger:
@@ -58,6 +68,7 @@ class Merger:
         self._held: dict[Ref, tuple[Resource, Resource]] = {}
         self._revived: dict[Ref, tuple[StoredObject, Resource | None]] = {}
         self._unread: set[str] = set()  # files of which the store has to tell
+        self._let_go: set[str] = set()  # files that were gone: what the store still has of them stands in for nothing
         self.stored()  # read now, so that what is broken in it is reported from the first scan on
 
     @property
@@ -79,9 +90,18 @@ class Merger:
             kept = self._revived[ref] = (entry, entry.as_resource(self._specs))
         return kept[1]
 
-    def merge(self, files: Mapping[str, SpecFile], touched: Iterable[str], before: Mapping[Ref, Resource]) -> Merged:
+    def let_go(self, path: str) -> None:
+        """That file is gone: a new one of its name, too, has nothing until it is read.
+
+        The store forgets an object once it has left the host; a file that comes back just then would make it again.
+        """
+        self._let_go.add(path)
+
+    def merge(
+        self, files: Mapping[str, SpecFile], touched: Collection[str], before: Mapping[Ref, Resource]
+    ) -> Merged:
         """Give each object to the one place that asks for it; where two do, hold what was there *before*."""
-        revived, lost = self._revive_files(files)
+        revived, lost = self._revive_files(files, {*touched, *self._unread})
         stale: dict[Ref, None] = {}
         for path in sorted({*touched, *self._unread, *revived}):
             stale |= dict.fromkeys(self._offers.get(path, ()))
@@ -91,7 +111,7 @@ class Merger:
         self._unread = set(revived)
         merged = self._merged = self._merged.copy(lost)
         for ref in stale:
-            merged.drop(ref)
+            merged.excuse(ref)
             asked = [
                 Claim(resource, position, files[path].rank)
                 for path in sorted(self._places.get(ref, ()))
@@ -115,6 +135,7 @@ class Merger:
     def _judge(self, ref: Ref, asked: list[Claim], before: Resource | None, merged: Merged) -> None:
         firm = [claim for claim in asked if claim.rank <= Rank.HELD] if len(asked) > 1 else asked
         if not asked:
+            merged.drop(ref)
             self._good.pop(ref, None)
         elif len(firm) > 1:
             self._hold_duplicate(ref, firm, merged)
@@ -136,7 +157,9 @@ class Merger:
     def _hold_duplicate(self, ref: Ref, firm: list[Claim], merged: Merged) -> None:
         good = self._good.get(ref)
         kept = self._as_held(good) if good is not None else self.revive(ref)
-        if kept is not None:
+        if kept is None:
+            merged.drop(ref)
+        else:
             merged.resources[ref], merged.positions[ref] = kept, kept.position
         merged.duplicates[ref] = tuple(str(claim.position) for claim in firm)
         state = "stays at its last good version" if kept is not None else "is left out"
@@ -161,14 +184,19 @@ class Merger:
             kept = self._held[resource.ref] = (resource, replace(resource, held=True))
         return kept[1]
 
-    def _revive_files(self, files: Mapping[str, SpecFile]) -> tuple[dict[str, list[Offer]], tuple[Problem, ...]]:
+    def _revive_files(
+        self, files: Mapping[str, SpecFile], candidates: Iterable[str]
+    ) -> tuple[dict[str, list[Offer]], tuple[Problem, ...]]:
         """What the store has of each file without a good version, and what it has but cannot be used any more."""
-        unread = [file for file in files.values() if file.good is None]
+        unread = [files[path] for path in sorted(candidates) if path in files and files[path].good is None]
         if not unread:
             return {}, ()
         by_file: dict[str, list[Ref]] = {}
         for ref, entry in self.stored().items():
             by_file.setdefault(entry.file, []).append(ref)
+        self._let_go &= by_file.keys()
+        for path in self._let_go:
+            del by_file[path]
         revived: dict[str, list[Offer]] = {}
         lost: list[Problem] = []
         for file in unread:

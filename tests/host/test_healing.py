@@ -89,6 +89,7 @@ class Scene:
         agent.start()
         agent.wait_ready(*OBJECTS, seconds=60)
         wait_until(lambda: self.answered > 0, 90, "the guest reaches the bridge")
+        wait_until(self.every_port_forwards, 30, "the bridge of the network has learned where its ports lead")
         self.domain = self.hermetic.virsh("domid", "web")
         self.before = self.look()
         self.nic = next(name for name, item in self.hermetic.links().items() if self._is_net0(name, item))
@@ -101,6 +102,11 @@ class Scene:
     def answered(self) -> int:
         """How many pings of the guest were answered."""
         return (self.agent.folder / "web.console").read_text(errors="replace").count(" ok ")
+
+    def every_port_forwards(self) -> bool:
+        """No port still listens or learns, as one does for two forward delays after it joined a bridge with STP."""
+        ports = (item.get("linkinfo", {}).get("info_slave_data", {}) for item in self.hermetic.links().values())
+        return not any(port.get("state") in ("listening", "learning") for port in ports)
 
     def look(self) -> dict[str, Any]:
         """What matters of every link and route."""

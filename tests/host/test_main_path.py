@@ -58,8 +58,8 @@ spec:
 
 
 def says(folder: Path, name: str, pattern: str) -> re.Match[str] | None:
-    """The last line of the guest's console that matches."""
-    lines = (folder / f"{name}.console").read_text(errors="replace").splitlines()
+    """The last line of the guest's console that matches; one that is still being written is none yet."""
+    lines = (folder / f"{name}.console").read_text(errors="replace").rpartition("\n")[0].splitlines()
     return next((match for line in reversed(lines) if (match := re.search(pattern, line))), None)
 
 

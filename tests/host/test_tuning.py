@@ -15,6 +15,7 @@ import yaml
 from guest import ARGS, guest_files
 from hermetic import Agent, Hermetic, wait_until
 from small import link, wipe
+from test_main_path import says
 
 pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 
@@ -37,7 +38,7 @@ class Tuned:
         self.devices: dict[str, Any] = {
             "guestAgent": True,
             "balloon": self.balloon | {"statsPeriodSeconds": 5},
-            "serial": [{"name": "console", "file": f"{folder}/console"}],
+            "serial": [{"name": "console", "file": f"{folder}/web.console"}],
         }
         boot = {"kernel": {"path": files.kernel}, "initrd": {"path": files.initrd}, "args": args}
         self.spec: dict[str, Any] = {
@@ -88,8 +89,7 @@ class Tuned:
 
     def said(self, pattern: str) -> re.Match[str] | None:
         """The last line of the console that matches."""
-        lines = (self.folder / "console").read_text(errors="replace").splitlines()
-        return next((match for line in reversed(lines) if (match := re.search(pattern, line))), None)
+        return says(self.folder, "web", pattern)
 
     def uptime(self) -> float:
         """How long the guest says it has been up."""

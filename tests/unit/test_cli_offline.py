@@ -245,3 +245,13 @@ def test_colours_only_for_terminals_that_want_them(specs: Path) -> None:
     assert "\x1b[" in on_a_terminal(arguments)
     assert "\x1b[" not in on_a_terminal(arguments, NO_COLOR="1")
     assert "\x1b[" not in on_a_terminal(arguments, TERM="dumb")
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["explain", "Nothing"], 64)])
+def test_a_command_ends_its_process_without_taking_the_interpreter_apart(words: list[str], code: int) -> None:
+    """What libvirt's event loop calls meanwhile would crash it after everything was said."""
+    text = f"import atexit, sys; atexit.register(print, 'taken apart'); sys.argv = {['kvmd', *words]}"
+    text += "; from kvmd.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert done.returncode == code and done.stdout + done.stderr
+    assert "taken apart" not in done.stdout

@@ -358,6 +358,26 @@ def test_held_across_a_restart(tmp_path: Path, store: Store) -> None:
     assert place.scan() is snapshot
 
 
+def test_a_file_that_went_and_comes_back_asks_for_nothing_until_it_is_read(tmp_path: Path, store: Store) -> None:
+    """The store forgets an object only when it has left the host: it must not be made again from there just then."""
+    (tmp_path / "specs").mkdir()
+    place = Place(tmp_path / "specs", store)
+    path = place.write("a.yaml", spec("a"))
+    place.write("c.yaml", spec("c"))
+    keep(place.scan(), store)
+    path.unlink()
+    assert set(place.scan().resources) == {ref("c")}
+    place.write("a.yaml", spec("a", "br1"))
+    waiting = place.fresh()
+    assert set(waiting.resources) == {ref("c")} and waiting.pending == (str(path),)
+    assert bridge(place.fresh(SETTLE), "a") == "br1"
+    path.unlink()
+    assert set(place.scan().resources) == {ref("c")}
+    place.write("a.yaml", "broken: [\n")
+    broken = place.scan()
+    assert set(broken.resources) == {ref("c")} and broken.invalid_files == (str(path),)
+
+
 def test_a_stored_version_that_no_longer_validates_is_named(tmp_path: Path, store: Store) -> None:
     (tmp_path / "specs").mkdir()
     place = Place(tmp_path / "specs", store)
