@@ -289,7 +289,7 @@ class Machine:
                     now < count <= int(vcpu.text or 0), f"vcpus cannot go from {now} to {count} in a running guest"
                 )
                 vcpu.set("current", str(count))
-            case ops.DomainSetMemory(xml=xml) if xml:
+            case ops.DomainRequestMemory(xml=xml):
                 memory_simulator.request(root, xml)
             case ops.DomainSetMemory(size=size):
                 _demand(size // 1024 <= int(root.findtext("memory") or 0), "more memory than the maximum")

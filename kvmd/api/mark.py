@@ -63,8 +63,8 @@ class Mark:
         return replace(self, resolved=dict(resolved))
 
     def as_element(self) -> ElementTree.Element:
-        """The XML form."""
-        element = ElementTree.Element(_TAG)
+        """The XML form, with its prefix as plain text: to write a namespace takes twice as long."""
+        element = ElementTree.Element(f"{XML_PREFIX}:mark", {f"xmlns:{XML_PREFIX}": XML_NAMESPACE})
         element.set("owner", self.owner)
         element.set("ref", str(self.ref))
         element.set("uuid", self.object_id)
@@ -82,7 +82,8 @@ class Mark:
     def as_metadata(self) -> str:
         """The text that libvirt's call for metadata takes: it adds the namespace itself."""
         element = self.as_element()
-        element.tag = element.tag.rpartition("}")[2]
+        element.tag = "mark"
+        del element.attrib[f"xmlns:{XML_PREFIX}"]
         return ElementTree.tostring(element, encoding="unicode")
 
     @classmethod

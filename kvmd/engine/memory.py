@@ -223,7 +223,7 @@ class Remembering:
                 self.change(ref, restart=False, approved_hash="", power=power, balloon_until=until)
             case ops.LedgerWrite(entry="restore"):
                 self.change(ref, approved_hash="")  # good for one run
-            case ops.DomainSetMemory():
+            case ops.DomainSetMemory() | ops.DomainRequestMemory():
                 self.change(ref, balloon_until=now + BALLOON_SECONDS)
             case ops.DomainDestroy():
                 power = self.of(ref).power

@@ -164,7 +164,7 @@ class LibvirtActs:
         match operation:
             case ops.DomainSetVcpus(count=count):
                 domain.setVcpusFlags(count, LIVE)
-            case ops.DomainSetMemory(xml=xml) if xml:
+            case ops.DomainRequestMemory(xml=xml):
                 domain.updateDeviceFlags(xml, LIVE)
             case ops.DomainSetMemory(size=size):
                 domain.setMemoryFlags(size // 1024, LIVE)

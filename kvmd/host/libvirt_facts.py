@@ -26,7 +26,7 @@ class LibvirtFacts:
         self._settings, self._recorder, self._wake = settings, recorder, wake
         self._lock = threading.Condition()
         self._stale = Stale()
-        self._requested = 0
+        self._requested = 1  # libvirt is asked at once, while the specs are still being read
         self._answered = 0
         self._late = False  # somebody went on without the answer and must be woken by it
         self._busy_since: float | None = None

@@ -86,12 +86,25 @@ class DomainSetVcpus(Op):
 
 @dataclass(frozen=True, slots=True)
 class DomainSetMemory(Op):
-    """Move the balloon of a running guest, or where it has a device for that make it what *xml* says; bytes."""
+    """Move the balloon of a running guest; bytes."""
 
     uuid: str
     size: int
-    xml: str = field(default="", repr=False)
     verb: ClassVar[str] = "set live memory of domain"
+
+    def describe(self) -> str:
+        """What a plan says of it."""
+        return f"{self.verb} {self.name} to {self.size // 2**20} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRequestMemory(Op):
+    """Ask a running guest to take or give memory of its virtio-mem device, *xml*; *size* is all it has then."""
+
+    uuid: str
+    size: int
+    xml: str = field(repr=False)
+    verb: ClassVar[str] = "request live memory of domain"
 
     def describe(self) -> str:
         """What a plan says of it."""

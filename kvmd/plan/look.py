@@ -30,10 +30,6 @@ class World:
     departing: frozenset[Ref] = field(default_factory=frozenset)
     tables: Mapping[str, Mapping[Any, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
-    def read(self, table: str, key: Any) -> Any:
-        """One read, as the record has it."""
-        return self.tables[table].get(key)
-
 
 Reads = dict[tuple[str, Any], Any]
 
@@ -47,7 +43,7 @@ class Look:
         self.reads: Reads = {}
 
     def _read(self, table: str, key: Any) -> Any:
-        value = self.world.read(table, key)
+        value = self.world.tables[table].get(key)
         self.reads[(table, key)] = value
         return value
 

@@ -16,7 +16,15 @@ from kvmd.api.quantity import MEBIBYTE
 from kvmd.api.resource import Ref
 from kvmd.api.status import Condition
 from kvmd.observed import HOST, Domain, Host, Key
-from kvmd.ops import DomainAttach, DomainSetMemory, DomainSetOnReboot, DomainShutdown, DomainStart, LedgerWrite, Op
+from kvmd.ops import (
+    DomainAttach,
+    DomainRequestMemory,
+    DomainSetOnReboot,
+    DomainShutdown,
+    DomainStart,
+    LedgerWrite,
+    Op,
+)
 from kvmd.plan.look import NOTHING_REMEMBERED, Look, World
 from kvmd.plan.model import Boot, Bootable, ObjectMemory, ObjectPlan, Step
 from kvmd.plan.order import blocked, in_order
@@ -73,9 +81,7 @@ def _grows(step: Step | None) -> bool:
 
 def _of_growth(operation: Op) -> bool:
     """What takes more memory of the host while the guest runs; a balloon moves within what it was started with."""
-    return (isinstance(operation, DomainSetMemory) and bool(operation.xml)) or (
-        isinstance(operation, DomainAttach) and operation.memory
-    )
+    return isinstance(operation, DomainRequestMemory) or (isinstance(operation, DomainAttach) and operation.memory)
 
 
 def _of_start(operation: Op) -> bool:

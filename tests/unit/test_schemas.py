@@ -47,7 +47,7 @@ def judge_all(executed: list[ops.Op]) -> int:
                 judge("network", xml)
             case ops.SnapshotTake(xml=xml):
                 judge("domainsnapshot", xml)
-            case ops.DomainUpdateDevice(xml=xml) | ops.DomainDetach(xml=xml) | ops.DomainSetMemory(xml=xml) if xml:
+            case ops.DomainUpdateDevice(xml=xml) | ops.DomainDetach(xml=xml) | ops.DomainRequestMemory(xml=xml):
                 judge("domain", DEVICE_OF.format(xml))
             case _:
                 continue

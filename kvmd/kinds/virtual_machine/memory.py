@@ -268,7 +268,7 @@ def _request(domain: Domain, root: Element, guest: int) -> ops.Op | None:
         return ops.DomainSetMemory(domain.name, domain.uuid, base)
     copy = ElementTree.fromstring(ElementTree.tostring(device))
     _REQUESTED.put(copy, wanted)
-    return ops.DomainSetMemory(domain.name, domain.uuid, guest, xmlmap.serialise(copy))
+    return ops.DomainRequestMemory(domain.name, domain.uuid, guest, xmlmap.serialise(copy))
 
 
 def _plug(domain: Domain, root: Element, guest: int) -> ops.Op | None:

@@ -83,6 +83,9 @@ def possible(
     held: dict[str, None] = {}
     links: dict[str, None] = {}
     kept: list[ops.Op] = []
+    if rescued := bool(replaced_files(spec, look)):
+        # Somebody may be copying what only the paused guest still has.
+        operations = tuple(item for item in operations if not isinstance(item, ops.DomainResume))
     for operation in operations:
         files = [path for path in _opens(operation, spec) if path in absent]
         taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
@@ -96,7 +99,8 @@ def possible(
         # A start that waits is not noted as begun: a guest that runs Once would never run.
         kept = [item for item in kept if not (isinstance(item, ops.LedgerWrite) and item.value in ("started", ""))]
     said = (*_conditions(tuple(lacking), tuple(held), absent), *_unready(tuple(links)), *_replaced(spec, look))
-    return Possible(tuple(kept), said, not lacking and not held and not links and not unknown)
+    waits = lacking or held or links or unknown or rescued
+    return Possible(tuple(kept), said, not waits)
 
 
 def _opens(operation: ops.Op, spec: Spec) -> tuple[str, ...]:
@@ -131,7 +135,8 @@ def _replaced(spec: Spec, look: Look) -> Iterator[Condition]:
     for fact in replaced_files(spec, look):
         text = (
             f"{fact.path} was replaced under the running guest, which goes on with the one that it had; that is lost "
-            "when the guest stops, so kvmd does not restart it; to keep it, virsh suspend the guest and type: "
+            "when the guest stops, so kvmd neither restarts it nor lets it on while it is paused; to keep it, virsh "
+            "suspend the guest and type: "
             f"cp --sparse=always {fact.replaced} {fact.path}.rescued"
         )
         yield Condition(DEGRADED, True, "FileReplaced", text)
