@@ -106,7 +106,7 @@ class Reconciler:
         dispatched: list[Step] = []
         plan = self._plan(snapshot, observed, begun, dispatched if safe else None)
         self.memory.take_plan(plan, begun)
-        if safe and self._safely(lambda: self._keep(snapshot, plan, observed)):
+        if safe and self._safely(lambda: self._keep(snapshot, plan, observed, begun)):
             self._dispatch(plan, observed, begun, dispatched)
         propagated = self._propagation(plan, begun)
         wakes = [wake for wake in (plan.wake_at, snapshot.wake_at, self._next_try(plan, begun)) if wake is not None]
@@ -135,6 +135,7 @@ class Reconciler:
         for ref in self.memory.take_specs((ref, resources[ref]) for ref in news if ref in resources):
             self._changed_at[ref] = now
         others = False
+        self._pruning.difference_update(resources.keys() & news)
         for ref in news:
             resource = resources.get(ref)
             self._windows.take(ref, resource)
@@ -202,16 +203,21 @@ class Reconciler:
             return False
         return True
 
-    def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
+    def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed, now: float) -> None:
         self._records.keep_applied(plan)
-        if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:
+        doubtful = snapshot.pending or snapshot.invalid_files or snapshot.duplicates
+        if doubtful or not (snapshot.complete and observed.complete):
             return
-        for ref in self._records.forget_gone(plan, lambda ref: not self.memory.of(ref).busy):
+        for ref in self._records.forget_gone(now, self._may_be_forgotten):
             self.memory.forget(ref)
             if ref in self._pruning:
                 self._pruning.discard(ref)
                 self._tell(str(ref), "Removed", "its spec is gone and so is it", False)
             self._host.ledger.write(ops.LedgerWrite(str(ref), "forget"))
+
+    def _may_be_forgotten(self, ref: Ref, absent: float) -> bool:
+        """A file that is away for a moment leaves what is known; what was removed had its grace before."""
+        return not self.memory.of(ref).busy and (ref in self._pruning or absent >= self.rules.prune_grace)
 
     # ------------------------------------------------------------------------------------------- acting
 
