@@ -30,6 +30,7 @@ class Daemon:
     left: Plan = field(default_factory=lambda: Plan({}))
     faults: tuple[Problem, ...] = ()
     locked: bool = False
+    digest: str = "d1"
     error: Exception | None = None
     applied: list[dict[str, Any]] = field(default_factory=list)
     seen: list[Any] = field(default_factory=list)
@@ -56,7 +57,7 @@ class Daemon:
                 return daemon.faults
 
             def source(self) -> dict[str, Any]:
-                return {"digest": "d1"}
+                return {"digest": daemon.digest}
 
             def apply(self, plan: Plan, *, prune: bool, progress: Callable[[Event], None], timeout: float) -> Plan:
                 daemon.applied.append({"prune": prune, "timeout": timeout})
@@ -177,6 +178,8 @@ def test_a_plan_file_is_carried_out_while_it_is_fresh(daemon: Daemon, kvmd: Run,
     code, _, err = kvmd("apply", str(file), "--yes")
     assert code == 6
     assert "is stale" in err
+    daemon.planned, daemon.digest = some_plan(), "d2"  # other specs of which a plan says the same
+    assert kvmd("apply", str(file), "--yes")[0] == 6
     assert len(daemon.applied) == 1
 
 
