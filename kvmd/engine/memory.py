@@ -123,6 +123,13 @@ class Remembering:
                 self.change(ref, missing_since=None)
             if item.settling_until is not None and now >= item.settling_until:
                 self.change(ref, settling_until=None)
+            if (
+                item.power
+                and not item.busy
+                and observed.complete
+                and _active(ref, observed) == (item.power == "start")
+            ):
+                self.change(ref, power="")  # it is so, by whatever hand, and what comes later is nobody's wish
             if item.asked_at is not None and not _active(ref, observed):
                 self.change(ref, asked_at=None, asked_last=None, power="" if item.power == "stop" else item.power)
 
