@@ -89,6 +89,7 @@ class Remembering:
         self._objects.pop(ref, None)
         self._successes.pop(ref, None)
         self._specs.pop(ref, None)
+        self._unseen.discard(ref)
 
     def note_pruned(self, ref: Ref, now: float) -> None:
         """It was removed by us: the brake counts it for an hour."""

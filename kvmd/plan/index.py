@@ -168,9 +168,9 @@ class Index:
         if before is after:
             return
         for reference in before.references:
-            self._naming[reference.target].pop(ref, None)
+            _leave(self._naming, reference.target, ref)
         for claim in before.claims:
-            self._claiming[claim].pop(ref, None)
+            _leave(self._claiming, claim, ref)
         for reference in after.references:
             self._naming.setdefault(reference.target, {})[ref] = None
         for claim in after.claims:
@@ -211,6 +211,14 @@ def _with(table: dict[K, V], news: Mapping[K, V | None]) -> dict[K, V]:
         else:
             left.pop(key, None)
     return left
+
+
+def _leave(table: dict[K, dict[Ref, None]], key: K, ref: Ref) -> None:
+    """Take one out; what nobody names any more is not kept."""
+    refs = table.get(key, {})
+    refs.pop(ref, None)
+    if not refs:
+        table.pop(key, None)
 
 
 def _reference_order(reference: Reference) -> tuple[Any, ...]:

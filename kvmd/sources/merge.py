@@ -140,7 +140,8 @@ class Merger:
         firm = [claim for claim in asked if claim.rank <= Rank.HELD] if len(asked) > 1 else asked
         if not asked:
             merged.drop(ref)
-            self._good.pop(ref, None)
+            for kept in (self._good, self._held, self._revived):
+                kept.pop(ref, None)
         elif len(firm) > 1:
             self._hold_duplicate(ref, firm, merged)
         else:
