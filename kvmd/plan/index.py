@@ -242,5 +242,5 @@ def _spec_of(applied: Applied | None, controller: Controller) -> Any:
         return None
     try:
         return controller.Spec.model_validate(applied.written)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, LookupError):  # a kind may trip over what no kvmd has written
         return None
