@@ -31,6 +31,7 @@ class DaemonAgent:
         self._assembly = assembly
         self._report: Report | None = None
         self._turned_at = time.monotonic()
+        self._failure = ""
         self._requests: queue.SimpleQueue[tuple[Callable[[], Answer], queue.SimpleQueue[Answer]]] = (
             queue.SimpleQueue()
         )
@@ -43,6 +44,11 @@ class DaemonAgent:
         """A cycle has ended."""
         self._report = report
         self._turned_at = time.monotonic()
+        self._failure = ""
+
+    def note_failure(self, message: str) -> None:
+        """A cycle broke off; what was published before still counts."""
+        self._failure = message
 
     def serve_requests(self) -> None:
         """Carry out what people asked for, on the loop's own thread: memory has one writer."""
@@ -81,7 +87,8 @@ class DaemonAgent:
     def healthy(self) -> tuple[bool, dict[str, Any]]:
         """True while the loop turns."""
         age = time.monotonic() - self._turned_at
-        return age < STUCK_SECONDS, {"secondsSinceLastCycle": round(age, 3)}
+        failure = {"lastCycleFailed": self._failure} if self._failure else {}
+        return age < STUCK_SECONDS, {"secondsSinceLastCycle": round(age, 3), **failure}
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """True once specs and host were read completely, and while libvirt answers."""

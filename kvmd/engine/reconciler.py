@@ -100,7 +100,9 @@ class Reconciler:
         begun = time.monotonic()
         outcomes = tuple(self._executor.outcomes())
         for outcome in outcomes:
-            self._end(outcome, begun)
+            self.memory.end(outcome, begun)
+        for outcome in outcomes:
+            self._tell_end(outcome)
         snapshot, observed = self._look(begun)
         safe = act and self._safely(lambda: self._records.keep_specs(snapshot))
         dispatched: list[Step] = []
@@ -174,6 +176,11 @@ class Reconciler:
         """Plan by other rules from now on."""
         self.rules = rules
         self._planner = Planner(CONTROLLERS, rules)
+
+    def start_afresh(self) -> None:
+        """Trust nothing that was derived before: a cycle broke off, perhaps between one table and the next."""
+        self.set_rules(self.rules)
+        self._host.forget_everything()
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -262,8 +269,7 @@ class Reconciler:
         times = [until for step in plan.steps if (until := self.memory.fruitless_until(step, now)) is not None]
         return min(times, default=None)
 
-    def _end(self, outcome: Outcome, now: float) -> None:
-        self.memory.end(outcome, now)
+    def _tell_end(self, outcome: Outcome) -> None:
         ref = str(outcome.step.ref)
         for operation in outcome.done:
             if isinstance(operation, ops.DomainDestroy):
