@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from kvmd import ops
 from kvmd.api.resource import ANNOTATION_SUSPEND, API_VERSION, Ref
 from kvmd.daemon.assembly import Assembly
+from kvmd.daemon.request import PATIENCE_SECONDS, Request
 from kvmd.engine.facade import Answer, Event
 from kvmd.engine.reconciler import Report
 from kvmd.host.stats import DomainStats
@@ -18,7 +18,6 @@ from kvmd.kinds.virtual_machine.spec import Spec as VirtualMachineSpec
 from kvmd.observed import Domain
 from kvmd.plan.model import ObjectPlan, Plan
 
-REQUEST_PATIENCE_SECONDS = 10.0
 STUCK_SECONDS = 60.0
 # Reasons of Stalled that a person may end.
 APPROVABLE = frozenset({"VolumeLost", "SnapshotLost", "RestoreNotDone", "RolledBack"})
@@ -32,11 +31,8 @@ class DaemonAgent:
         self._report: Report | None = None
         self._turned_at = time.monotonic()
         self._failure = ""
-        self._requests: queue.SimpleQueue[tuple[Callable[[], Answer], queue.SimpleQueue[Answer]]] = (
-            queue.SimpleQueue()
-        )
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._stats = DomainStats(assembly.settings.libvirt, assembly.metrics)
-        self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------- called by the loop
 
@@ -54,13 +50,10 @@ class DaemonAgent:
         """Carry out what people asked for, on the loop's own thread: memory has one writer."""
         while True:
             try:
-                act, reply = self._requests.get_nowait()
+                request = self._requests.get_nowait()
             except queue.Empty:
                 return
-            try:
-                reply.put(act())
-            except Exception as error:  # whatever somebody asks for, the loop goes on
-                reply.put(Answer(1, f"{type(error).__name__}: {error}"))
+            request.serve()
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -122,14 +115,11 @@ class DaemonAgent:
         chosen = acts.get(verb)
         if chosen is None:
             return Answer(64, f"'{verb}' is not an act", f"one of: {', '.join(acts)}")
-        reply: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        request = Request(lambda: chosen(reference, options | {"verb": verb}))
         self._assembly.heard.doubt()  # who has just saved a file and asks means that very file
-        self._requests.put((lambda: chosen(reference, options | {"verb": verb}), reply))
+        self._requests.put(request)
         self._assembly.wake.set()
-        try:
-            return reply.get(timeout=REQUEST_PATIENCE_SECONDS)
-        except queue.Empty:
-            return Answer(5, "the daemon's loop did not answer in time", "look at its log: journalctl -u kvmd")
+        return request.answer(PATIENCE_SECONDS)
 
     def _item(self, reference: str) -> ObjectPlan | Answer:
         item = self.plan().objects.get(Ref.parse(reference))

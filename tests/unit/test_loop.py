@@ -11,7 +11,9 @@ import pytest
 from front_doors import make_settings
 
 from kvmd.daemon.loop import MOST_REST_SECONDS, Daemon
+from kvmd.daemon.request import Request
 from kvmd.engine.executor import SlowCall
+from kvmd.engine.facade import Answer
 from kvmd.errors import Refused
 from kvmd.telemetry.events import Events
 from kvmd.telemetry.metrics import Metrics
@@ -118,3 +120,37 @@ def test_hung_workers_are_replaced_however_busy_the_loop_is(tmp_path: Path, monk
     monkeypatch.setattr(Daemon, "_tell", lambda _self, _report: wake.set())
     assert [daemon._turn() for _ in range(3)] == [True] * 3
     assert len(looks) == 3
+
+
+def test_an_act_that_was_answered_as_not_done_is_not_done_later() -> None:
+    done: list[str] = []
+
+    def act() -> Answer:
+        done.append("stopped")
+        return Answer(0, "ok")
+
+    given_up = Request(act)
+    assert given_up.answer(0.01).code == 5
+    given_up.serve()
+    assert done == []
+    served = Request(act)
+    served.serve()
+    assert (served.answer(0.01).code, done) == (0, ["stopped"])
+
+
+def test_an_act_that_has_begun_is_waited_for() -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def act() -> Answer:
+        begun.set()
+        end.wait(10.0)
+        raise ValueError("odd")
+
+    request = Request(act)
+    worker = threading.Thread(target=request.serve)
+    worker.start()
+    assert begun.wait(10.0)
+    assert "at it" in request.answer(0.01).message
+    end.set()
+    worker.join()
+    assert request.answer(0.01) == Answer(1, "ValueError: odd")
