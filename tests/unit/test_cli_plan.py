@@ -248,3 +248,20 @@ def test_what_the_daemon_cannot_finish_is_named(
         assert code == 6
         assert "/elsewhere" in err
     assert kvmd("apply", "--yes")[0] == 4
+
+
+def test_following_ends_where_only_people_can_bring_it_further(
+    daemon: Daemon, kvmd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held back is no failure, as in a run without the daemon; what is left alone is not waited for."""
+    daemon.locked = True
+    agent = StaticAgent()
+    held = make_object(WEB, condition("PruneHeld", True, "ConfirmationRequired", "its spec said confirm"))
+    agent.items, agent.planned = [held, make_object(BRIDGE, condition("Ready"))], Plan({})
+    with serving(agent, make_settings(tmp_path, http={"listen": None})):
+        code, _, err = kvmd("apply", "--yes")
+        assert code == 0 and "Done, but for 1 held removals." in err
+        for reason in ("Suspended", "Drifted"):
+            agent.items = [held, make_object(BRIDGE, condition("Ready", False, reason, "left alone"))]
+            code, _, err = kvmd("apply", "--yes")
+            assert code == 1 and "Bridge/br0 is not ready (NotReady: left alone)" in err
