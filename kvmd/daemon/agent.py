@@ -173,10 +173,11 @@ class DaemonAgent:
         return Answer(0, f"{reference} {'is left alone from now on' if value else 'is looked after again'}")
 
     def _reconcile(self, reference: str, options: dict[str, Any]) -> Answer:
-        memory = self._assembly.reconciler.memory
-        refs = [Ref.parse(reference)] if reference else list(self.plan().objects)
-        for ref in refs:
-            memory.retry_now(ref)
+        item = self._item(reference) if reference else None
+        if isinstance(item, Answer):
+            return item
+        for ref in [item.ref] if item is not None else list(self.plan().objects):
+            self._assembly.reconciler.memory.retry_now(ref)
         self._assembly.host.forget_everything()
         return Answer(0, f"looking again at {reference or 'everything'}")
 

@@ -154,3 +154,8 @@ def test_an_act_that_has_begun_is_waited_for() -> None:
     end.set()
     worker.join()
     assert request.answer(0.01) == Answer(1, "ValueError: odd")
+
+
+def test_to_look_again_at_what_is_no_object_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, _ = made(tmp_path, monkeypatch)
+    assert daemon._agent._reconcile("VirtualMachine/none", {}).code == 3
