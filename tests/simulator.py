@@ -250,6 +250,8 @@ class Machine:
 
     def _execute_domain(self, operation: ops.Op) -> None:
         if isinstance(operation, ops.DomainDefine):
+            if operation.base and self.domain(operation.name).config != operation.base:
+                raise Stale(f"cannot {operation.describe()}: somebody has changed it meanwhile")
             self.define(operation.xml)
             return
         domain = self.domain(operation.name)

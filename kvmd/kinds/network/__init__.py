@@ -93,7 +93,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     elsewhere = network.mark is not None and network.mark.resolved != reserved
     if changes or network.mark is None or not network.mark.says_the_same_as(mark) or network.mark.ref != ref:
         xml = overlay(network.config, want, mark, {change.path for change in changes})
-        operations.append(ops.NetworkDefine(network.name, network.uuid, xml))
+        operations.append(ops.NetworkDefine(network.name, network.uuid, xml, network.config))
     if network.autostart:
         operations.append(ops.NetworkSetAutostart(network.name, network.uuid, False))
     acts, pending, found = running(network, want, owned, resource, look)
@@ -127,7 +127,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
         root = xmlmap.parse(network.config or network.live or "<network/>")
         put_into(root, None)
-        orphan = ops.NetworkDefine(network.name, network.uuid, xmlmap.serialise(root))
+        orphan = ops.NetworkDefine(network.name, network.uuid, xmlmap.serialise(root), network.config or "")
         return Draft((orphan,), reason="let go of, as its deletionPolicy asks")
     ports = plugged_into(network, look)
     guests = sorted({guest for _, guest in ports.taps} - look.departing_names(ref))

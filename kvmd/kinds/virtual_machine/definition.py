@@ -37,7 +37,7 @@ def definition(guest: Guest, look: Look) -> Definition:
     operations: list[ops.Op] = []
     if changes or not is_marked or not domain.persistent:
         xml = document.overlay(domain.config, state, changes, guest.known, mark, domain.live)
-        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, secrets=state.secrets))
+        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, domain.config, secrets=state.secrets))
     if domain.autostart:
         operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))
     return Definition(tuple(operations), changes)

@@ -14,11 +14,6 @@ from kvmd.observed import Domain
 from kvmd.plan.model import Applied
 
 KEY = "leaving"  # in what the mark has resolved: the run's number, then the paths
-_TRACKED = re.compile(
-    r"firmware\.|devices\.(?!serial)|memory\.(hugepages|hotplug)|ioThreads|cpu\.features"
-    r"|disks\[[^]]+\]\.(ioTune|ioThread)"
-    r"|interfaces\[[^]]+\]\.(bandwidth|queues)"
-)
 _RUN = re.compile(r"<domain\b[^>]*?\bid=['\"](\d+)['\"]")
 
 
@@ -35,7 +30,7 @@ def _noted(mark: Mark | None, run: str) -> list[str]:
 def to_leave(domain: Domain) -> frozenset[str]:
     """The leaves that its spec had when it was started, or since: one taken out has still to leave."""
     written = leaf_paths(domain.boot_mark.written) if domain.boot_mark is not None else ()
-    return frozenset(path for path in (*written, *_noted(domain.mark, _run_of(domain))) if _TRACKED.match(path))
+    return frozenset((*written, *_noted(domain.mark, _run_of(domain))))
 
 
 def note(domain: Domain | None, before: Mark | None, resource: Resource, applied: Applied | None) -> dict[str, str]:
@@ -44,6 +39,5 @@ def note(domain: Domain | None, before: Mark | None, resource: Resource, applied
     if domain is None or applied is None or not (run := _run_of(domain)):
         return kept
     noted = _noted(before, run)
-    gone = (path for path in applied.owned - resource.owned if _TRACKED.match(path) and path not in noted)
-    more = sorted(gone)
+    more = sorted(applied.owned - resource.owned - set(noted))
     return {KEY: " ".join([run, *noted, *more])} if more else kept

@@ -9,9 +9,9 @@ from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import direct
+from kvmd.kinds.virtual_machine import direct, port_group, tap_queues
 from kvmd.kinds.virtual_machine.disk import Disk
-from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
+from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import File, Key, Link
 from kvmd.plan.look import Look
@@ -73,12 +73,19 @@ def replaced_files(spec: Spec, look: Look) -> tuple[File, ...]:
 
 
 def possible(
-    spec: Spec, operations: tuple[ops.Op, ...], absent: tuple[str, ...], look: Look, unknown: bool
+    asked: tuple[Spec, State | None],
+    operations: tuple[ops.Op, ...],
+    absent: tuple[str, ...],
+    look: Look,
+    unknown: bool,
 ) -> Possible:
     """Leave out what would open a missing file or a TAP in use; everything beside it goes on.
 
+    *asked* is the spec, and the definition as it is.
+
     With *unknown* the guest cannot start: something that it stands on is known to nobody.
     """
+    spec, config = asked
     lacking: dict[str, None] = {}
     held: dict[str, None] = {}
     links: dict[str, None] = {}
@@ -89,7 +96,8 @@ def possible(
     for operation in operations:
         files = [path for path in _opens(operation, spec) if path in absent]
         taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
-        unready = direct.unready(operation, spec, look)
+        unready = (*direct.unready(operation, spec, look), *port_group.unready(operation, spec, look))
+        unready += tap_queues.unready(operation, spec, config, look)
         if not files and not taps and not unready and not (unknown and isinstance(operation, ops.DomainStart)):
             kept.append(operation)
         lacking |= dict.fromkeys(f"{path} (a folder)" if path in folders_of(spec) else path for path in files)
