@@ -53,3 +53,10 @@ class Network:
     autostart: bool = False
     bridge: str = ""  # of the running self, else of the definition
     mark: Mark | None = None
+    start_mark: Mark | None = None  # of the running self: what it was started with
+
+    @property
+    def run(self) -> str:
+        """What tells this run of it from the next with another definition; "" where it was started without a mark."""
+        mark = self.start_mark
+        return "" if mark is None else f"{mark.generation}:{mark.spec_hash[:16]}"

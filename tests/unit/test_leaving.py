@@ -13,6 +13,7 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Stale
 
 REF = Ref("VirtualMachine", "web")
+NETWORK = Ref("Network", "lan")
 DISK = {"name": "root", "path": "/srv/a.qcow2", "format": "qcow2"}
 NIC = {"name": "net0", "user": {}}
 # What stands in the spec first, and the path that waits when it no longer does.
@@ -92,3 +93,67 @@ def test_a_live_change_that_failed_once_is_made_the_next_time(monkeypatch: pytes
         loop.act(loop.plan())
         loop.now += 60
     assert failed and "down" not in (loop.machine.domain("web").live or "").partition("<interface")[2]
+
+
+def lan(**more: Any) -> dict[Ref, Resource]:
+    """A network with a guest on it."""
+    network = {"bridge": {"name": "virbr7"}, "ips": [{"address": "10.7.0.1/24"}]} | more
+    guest = {"memory": {"guest": "1Gi"}, "interfaces": [{"name": "net0", "network": "lan"}]}
+    return decoded([document("Network", "lan", network), document("VirtualMachine", "web", guest)])
+
+
+@pytest.mark.parametrize(
+    ("path", "leaf"), {"spec.mtu": {"mtu": 1400}, "spec.domain.name": {"domain": {"name": "lab.example"}}}.items()
+)
+def test_a_network_waits_until_it_is_started_again(path: str, leaf: dict[str, Any]) -> None:
+    loop = Loop(machine_for(lan(**leaf)))
+    loop.converge(lan(**leaf))
+    loop.converge(lan())
+    for _ in range(3):
+        plan = loop.plan()
+        assert [item.path for item in plan.objects[NETWORK].pending] == [path] and not plan.steps
+        loop.act(plan)
+    loop.machine.stop("web", "shutdown")
+    loop.converge()
+    assert not loop.plan().objects[NETWORK].pending
+
+
+def test_a_record_whose_removal_failed_once_leaves_the_running_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came while the network ran, so what it was started with does not tell of it either."""
+    loop = Loop(machine_for(lan()))
+    loop.converge(lan())
+    loop.converge(lan(dns={"hosts": [{"ip": "10.7.0.9", "names": ["printer"]}]}))
+    execute, failed = loop.machine.execute, list[ops.Op]()
+
+    def fail_once(operation: ops.Op) -> None:
+        if isinstance(operation, ops.NetworkUpdate) and not failed:
+            failed.append(operation)
+            raise Stale("libvirt was restarted just now")
+        execute(operation)
+
+    monkeypatch.setattr(loop.machine, "execute", fail_once)
+    loop.resources = lan()
+    for _ in range(4):
+        loop.act(loop.plan())
+        loop.now += 60
+    live = (loop.machine.network("lan").live or "").partition("</metadata>")[2]
+    assert failed and "printer" not in live
+
+
+def test_an_owner_of_a_tap_in_use_is_taken_off_once_nobody_holds_it() -> None:
+    """The mark of a link has no room for the spec: it must not be forgotten elsewhere while it waits."""
+
+    def tap(**more: Any) -> dict[Ref, Resource]:
+        return decoded([document("Tap", "tap1", more)])
+
+    loop = Loop(machine_for(tap(owner=1000)))
+    loop.converge(tap(owner=1000))
+    loop.machine.set_link("tap1", carrier=True)
+    loop.converge(tap())
+    for _ in range(3):
+        plan = loop.plan()
+        assert [item.path for item in plan.objects[Ref("Tap", "tap1")].pending] == ["spec.owner"]
+        loop.act(plan)
+    loop.machine.set_link("tap1", carrier=False)
+    loop.converge()
+    assert loop.machine.link("tap1").owner is None

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.kinds.virtual_machine import document, install, leaving
+from kvmd.kinds.virtual_machine import document, graphics, install
 from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.ownership import owned_changes
+from kvmd.plan import leaving
 from kvmd.plan.difference import Change, differences
 from kvmd.plan.look import Look
 
@@ -28,7 +29,7 @@ def definition(guest: Guest, look: Look) -> Definition:
     if domain is None or guest.config is None or domain.config is None:
         return _new(guest, look)
     state = guest.want.state
-    also = install.owns(guest.spec, guest.installing)
+    also = install.owns(guest.spec, guest.installing) | graphics.owns(domain.config)
     changes = owned_changes(differences(guest.config, state), guest.resource, guest.applied, also)
     own = domain.mark if domain.mark is not None and domain.mark.ref == guest.ref else None
     before = own or _recorded(guest, look)
@@ -59,7 +60,8 @@ def _recorded(guest: Guest, look: Look) -> Mark | None:
 
 
 def _mark(guest: Guest, before: Mark | None, look: Look) -> Mark:
-    left = leaving.note(guest.domain, before, guest.resource, guest.applied)
+    run = guest.domain.run if guest.domain is not None else ""
+    left = leaving.note(run, before, guest.resource, guest.applied)
     resolved = {**guest.want.resolved, **left}
     mark = Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(resolved)
     return replace(mark, written=redacted(mark.written))
