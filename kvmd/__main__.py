@@ -26,7 +26,8 @@ def main() -> None:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+            if stream is not None:  # it was closed before the start
+                stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 

@@ -92,6 +92,10 @@ class Mark:
         """Read the XML form; a mark that nobody can read is no mark."""
         try:
             details = json.loads(element.text or "{}", object_pairs_hook=with_shared_keys)
+            tables = [details.get(name, {}) for name in ("written", "annotations", "resolved")]
+            if not all(isinstance(table, dict) for table in tables):
+                return None
+            written, annotations, resolved = tables
             return cls(
                 owner=element.attrib["owner"],
                 ref=Ref.parse(element.attrib["ref"]),
@@ -99,11 +103,11 @@ class Mark:
                 generation=int(element.attrib["generation"]),
                 object_id=element.attrib["uuid"],
                 source=element.get("source", ""),
-                written=details.get("written", {}),
-                annotations=details.get("annotations", {}),
-                resolved=details.get("resolved", {}),
+                written=written,
+                annotations=annotations,
+                resolved=resolved,
             )
-        except (KeyError, ValueError, AttributeError):
+        except (KeyError, ValueError, AttributeError, RecursionError):
             return None
 
     def as_alias(self) -> str:
@@ -132,7 +136,7 @@ class Mark:
         """Read the form of ``as_text``."""
         try:
             return cls.from_element(ElementTree.fromstring(text))
-        except ElementTree.ParseError:
+        except (ElementTree.ParseError, ValueError):
             return None
 
     def says_the_same_as(self, other: Mark) -> bool:

@@ -15,6 +15,7 @@ from kvmd.settings import Settings
 _POLL_SECONDS = 0.25
 _READ_SECONDS = 10.0
 _STUCK = frozenset({"Stalled", "Conflict", "SpecInvalid", "CopiedMark", "Blocked"})
+_LEFT_ALONE = frozenset({"Suspended", "Drifted"})  # why an object is not Ready that somebody wants left as it is
 
 
 def hand_over(client: Client, settings: Settings, digest: str, prune: bool, timeout: float) -> int:
@@ -54,17 +55,25 @@ def _follow(client: Client, sequence: int, deadline: float, shown: Progress) -> 
             sequence = event["sequence"]
             shown.event(event)
         done = not client.get("/api/v1/plan")["steps"]
-        unready = [item for item in client.objects() if not is_true(item, "Ready")]
+        objects = client.objects()
+        unready = [item for item in objects if not is_true(item, "Ready") and not is_true(item, "PruneHeld")]
         if done and not unready:
-            message("Done. The host agrees with the specs.")
+            held = sum(is_true(item, "PruneHeld") for item in objects)
+            message(f"Done, but for {held} held removals." if held else "Done. The host agrees with the specs.")
             return 0
-        if done and all(state_of(item) in _STUCK for item in unready):
+        if done and all(map(_is_stuck, unready)):
             _name(unready)
             return EXIT_FAILED
         if time.monotonic() > deadline:
             _name(unready)
             raise Failure(EXIT_TIMEOUT, "not everything is ready yet", hint="kvmd get, kvmd events -w")
         time.sleep(_POLL_SECONDS)
+
+
+def _is_stuck(item: dict[str, Any]) -> bool:
+    """True where time alone brings it no further."""
+    ready = condition_of(item, "Ready") or {}
+    return state_of(item) in _STUCK or ready.get("reason") in _LEFT_ALONE
 
 
 def _name(objects: list[dict[str, Any]]) -> None:

@@ -120,7 +120,8 @@ def apply_command(context: Context, /, planfile: str | None, timeout: str, **fla
         plan, problems = session.plan(), session.problems()
         _show(plan)
         faulty = _is_faulty(problems)
-        if saved is not None and saved["digest"] != _digest(plan):
+        digests = (session.source().get("digest"), _digest(plan))
+        if saved is not None and (saved.get("sourceDigest"), saved["digest"]) != digests:
             raise Failure(
                 EXIT_REFUSED,
                 f"{planfile} is stale: the specs or the host have changed since it was made",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from kvmd import ops
 from kvmd.api.resource import ANNOTATION_SUSPEND, API_VERSION, Ref
 from kvmd.daemon.assembly import Assembly
+from kvmd.daemon.request import PATIENCE_SECONDS, Request
 from kvmd.engine.facade import Answer, Event
 from kvmd.engine.reconciler import Report
 from kvmd.host.stats import DomainStats
@@ -18,7 +18,6 @@ from kvmd.kinds.virtual_machine.spec import Spec as VirtualMachineSpec
 from kvmd.observed import Domain
 from kvmd.plan.model import ObjectPlan, Plan
 
-REQUEST_PATIENCE_SECONDS = 10.0
 STUCK_SECONDS = 60.0
 # Reasons of Stalled that a person may end.
 APPROVABLE = frozenset({"VolumeLost", "SnapshotLost", "RestoreNotDone", "RolledBack"})
@@ -31,11 +30,9 @@ class DaemonAgent:
         self._assembly = assembly
         self._report: Report | None = None
         self._turned_at = time.monotonic()
-        self._requests: queue.SimpleQueue[tuple[Callable[[], Answer], queue.SimpleQueue[Answer]]] = (
-            queue.SimpleQueue()
-        )
+        self._failure = ""
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._stats = DomainStats(assembly.settings.libvirt, assembly.metrics)
-        self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------- called by the loop
 
@@ -43,18 +40,20 @@ class DaemonAgent:
         """A cycle has ended."""
         self._report = report
         self._turned_at = time.monotonic()
+        self._failure = ""
+
+    def note_failure(self, message: str) -> None:
+        """A cycle broke off; what was published before still counts."""
+        self._failure = message
 
     def serve_requests(self) -> None:
         """Carry out what people asked for, on the loop's own thread: memory has one writer."""
         while True:
             try:
-                act, reply = self._requests.get_nowait()
+                request = self._requests.get_nowait()
             except queue.Empty:
                 return
-            try:
-                reply.put(act())
-            except Exception as error:  # whatever somebody asks for, the loop goes on
-                reply.put(Answer(1, f"{type(error).__name__}: {error}"))
+            request.serve()
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -81,7 +80,8 @@ class DaemonAgent:
     def healthy(self) -> tuple[bool, dict[str, Any]]:
         """True while the loop turns."""
         age = time.monotonic() - self._turned_at
-        return age < STUCK_SECONDS, {"secondsSinceLastCycle": round(age, 3)}
+        failure = {"lastCycleFailed": self._failure} if self._failure else {}
+        return age < STUCK_SECONDS, {"secondsSinceLastCycle": round(age, 3), **failure}
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """True once specs and host were read completely, and while libvirt answers."""
@@ -115,14 +115,11 @@ class DaemonAgent:
         chosen = acts.get(verb)
         if chosen is None:
             return Answer(64, f"'{verb}' is not an act", f"one of: {', '.join(acts)}")
-        reply: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        request = Request(lambda: chosen(reference, options | {"verb": verb}))
         self._assembly.heard.doubt()  # who has just saved a file and asks means that very file
-        self._requests.put((lambda: chosen(reference, options | {"verb": verb}), reply))
+        self._requests.put(request)
         self._assembly.wake.set()
-        try:
-            return reply.get(timeout=REQUEST_PATIENCE_SECONDS)
-        except queue.Empty:
-            return Answer(5, "the daemon's loop did not answer in time", "look at its log: journalctl -u kvmd")
+        return request.answer(PATIENCE_SECONDS)
 
     def _item(self, reference: str) -> ObjectPlan | Answer:
         item = self.plan().objects.get(Ref.parse(reference))
@@ -176,10 +173,11 @@ class DaemonAgent:
         return Answer(0, f"{reference} {'is left alone from now on' if value else 'is looked after again'}")
 
     def _reconcile(self, reference: str, options: dict[str, Any]) -> Answer:
-        memory = self._assembly.reconciler.memory
-        refs = [Ref.parse(reference)] if reference else list(self.plan().objects)
-        for ref in refs:
-            memory.retry_now(ref)
+        item = self._item(reference) if reference else None
+        if isinstance(item, Answer):
+            return item
+        for ref in [item.ref] if item is not None else list(self.plan().objects):
+            self._assembly.reconciler.memory.retry_now(ref)
         self._assembly.host.forget_everything()
         return Answer(0, f"looking again at {reference or 'everything'}")
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 
 from kvmd.errors import Refused
 from kvmd.settings import Settings
+
+PROBE_SECONDS = 0.1  # whoever holds it for longer writes to this host
 
 
 class Lock:
@@ -40,18 +43,30 @@ def _take(settings: Settings) -> int:
             f"{_path(settings)} cannot be opened: {error.strerror}",
             hint="run kvmd as root (sudo), or set paths.run",
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(descriptor):
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         os.close(descriptor)
         raise Refused(
             f"another kvmd (process {holder or 'unknown'}) writes to this host: it holds {_path(settings)}",
             hint="ask it: kvmd get vm; or stop it: systemctl stop kvmd",
-        ) from None
+        )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock; who only asks whether it is held (``daemon_holds_lock``) has it for an instant, too."""
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PROBE_SECONDS / 20)
+        else:
+            return True
 
 
 def daemon_holds_lock(settings: Settings) -> bool:

@@ -13,6 +13,7 @@ from kvmd.daemon.agent import DaemonAgent
 from kvmd.daemon.assembly import Assembly, assemble
 from kvmd.daemon.lock import Lock
 from kvmd.daemon.once import converge, print_rest
+from kvmd.engine.backoff import delay_seconds
 from kvmd.engine.executor import SlowCall
 from kvmd.engine.memory import is_drift
 from kvmd.engine.reconciler import Report, rules_of
@@ -28,6 +29,7 @@ from kvmd.telemetry.notify import Notify
 COALESCE_SECONDS = 0.005  # events come in bursts: one cycle for all of one
 BUSY_LOOK_SECONDS = 0.5  # while operations run, look for slow ones this often
 DRAIN_SECONDS = 30.0
+MOST_REST_SECONDS = 15.0  # after a cycle that broke off; systemd waits longer for a sign of life
 RELOADABLE = frozenset({"admission", "prune", "defaults", "policy", "log"})
 
 
@@ -71,6 +73,7 @@ class Daemon:
         self._notify = Notify()
         self._stopping = threading.Event()
         self._reload = threading.Event()
+        self._failed = 0  # cycles in a row that broke off
         self._problems: tuple[object, ...] = ()
         self._missing: frozenset[str] = frozenset()
         self._slow: dict[tuple[str, str], float] = {}
@@ -88,8 +91,8 @@ class Daemon:
         ready = False
         try:
             while not self._stopping.is_set():
-                self._turn()
-                if not ready:
+                turned = self._turn()
+                if turned and not ready:
                     ready = True
                     self._notify.ready("looking after the specs in " + settings.source.path)
         finally:
@@ -98,8 +101,21 @@ class Daemon:
             self._server.stop()
             watch.stop()
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
+        """One cycle, and the rest until the next; False where it broke off."""
         self._assembly.wake.clear()
+        self._stay_reachable()
+        try:
+            report = self._cycle()
+        except Exception as error:  # a fault of kvmd's own: guests and people are better off with a loop that goes on
+            self._survive(error)
+            return False
+        self._failed = 0
+        self._notify.watchdog()
+        self._sleep(report)
+        return True
+
+    def _cycle(self) -> Report:
         if self._reload.is_set():
             self._reload.clear()
             self._notify.reloading()
@@ -107,13 +123,24 @@ class Daemon:
             self._assembly.host.forget_everything()
             self._assembly.heard.doubt()
             self._notify.ready("reloaded")
-        self._stay_reachable()
+        self._tell_slow()
         self._agent.serve_requests()
         report = self._assembly.reconciler.cycle()
         self._agent.publish(report)
         self._tell(report)
+        return report
+
+    def _survive(self, error: Exception) -> None:
+        """Say what happened, and try again from what is on disk and on the host, later each time."""
+        message = f"a cycle broke off: {type(error).__name__}: {error}"
+        self._failed += 1
+        self._log.exception(message, hint="please report this as a bug, with the lines that follow")
+        self._assembly.events.add("Host", "CycleFailed", message, warning=True)
+        self._agent.note_failure(message)
+        self._assembly.reconciler.start_afresh()
+        self._assembly.heard.doubt()
         self._notify.watchdog()
-        self._sleep(report)
+        self._stopping.wait(min(MOST_REST_SECONDS, delay_seconds(self._failed, self._settings.backoff)))
 
     def _stay_reachable(self) -> None:
         """The run directory may be deleted at any time; raises Refused where another kvmd took the lock meanwhile."""

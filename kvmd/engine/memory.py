@@ -89,6 +89,7 @@ class Remembering:
         self._objects.pop(ref, None)
         self._successes.pop(ref, None)
         self._specs.pop(ref, None)
+        self._unseen.discard(ref)
 
     def note_pruned(self, ref: Ref, now: float) -> None:
         """It was removed by us: the brake counts it for an hour."""
@@ -123,6 +124,13 @@ class Remembering:
                 self.change(ref, missing_since=None)
             if item.settling_until is not None and now >= item.settling_until:
                 self.change(ref, settling_until=None)
+            if (
+                item.power
+                and not item.busy
+                and observed.complete
+                and _active(ref, observed) == (item.power == "start")
+            ):
+                self.change(ref, power="")  # it is so, by whatever hand, and what comes later is nobody's wish
             if item.asked_at is not None and not _active(ref, observed):
                 self.change(ref, asked_at=None, asked_last=None, power="" if item.power == "stop" else item.power)
 
@@ -133,13 +141,16 @@ class Remembering:
             if self.of(ref).held_since is None:
                 self.change(ref, held_since=now)
         for ref, item in list(self._objects.items()):
-            if item.asked_at is not None and not item.busy and not plan.objects.get(ref, ObjectPlan(ref)).stopping:
+            planned = plan.objects.get(ref, ObjectPlan(ref))
+            if item.asked_at is not None and not item.busy and not planned.stopping:
                 # A later wish gives the guest its full time again: nothing is forced on the strength of an old one.
                 self.change(ref, asked_at=None, asked_last=None)
-            if item.held_since is not None and ref in plan.objects and plan.objects[ref].ready:
+            if item.held_since is not None and planned.ready:
                 self.change(ref, held_since=None)
-            if item.balloon_until is not None and ref in plan.objects and plan.objects[ref].ready:
+            if item.balloon_until is not None and planned.ready:
                 self.change(ref, balloon_until=None)
+            if item.approved_hash and planned.ready and planned.step is None and not planned.pending:
+                self.change(ref, approved_hash="")  # there is nothing left that it could be meant for
 
     def _see_effects(self, plan: Plan) -> None:
         for ref in list(self._unseen):
@@ -197,6 +208,8 @@ class Remembering:
             )
         for operation in outcome.done:
             self._note(ref, operation, now)
+        if any(isinstance(item, ops.Guarded) for item in step.operations) and not isinstance(outcome.error, Stale):
+            self.change(ref, approved_hash="")  # one try, whatever became of it: each may cut the host off
 
     def _succeeded(self, ref: Ref, step: Step, now: float) -> _Success:
         """Note what was done; the same again counts as fruitless, or as a relapse where it had its effect before."""
@@ -221,7 +234,7 @@ class Remembering:
                 power = "" if power == "start" else power
                 until = now + BOOT_BALLOON_SECONDS
                 self.change(ref, restart=False, approved_hash="", power=power, balloon_until=until)
-            case ops.LedgerWrite(entry="restore"):
+            case ops.VolumeCreate() | ops.SnapshotTake() | ops.LinkDelete() | ops.LedgerWrite(entry="restore"):
                 self.change(ref, approved_hash="")  # good for one run
             case ops.DomainSetMemory() | ops.DomainRequestMemory():
                 self.change(ref, balloon_until=now + BALLOON_SECONDS)

@@ -102,14 +102,16 @@ class Reconciler:
         begun = time.monotonic()
         outcomes = tuple(self._executor.outcomes())
         for outcome in outcomes:
-            self._end(outcome, begun)
+            self.memory.end(outcome, begun)
+        for outcome in outcomes:
+            self._tell_end(outcome)
         snapshot, observed = self._look(begun)
         safe = act and self._safely(lambda: self._records.keep_specs(snapshot))
         dispatched: list[Step] = []
         plan = self._plan(snapshot, observed, begun, dispatched if safe else None)
         self.memory.take_plan(plan, begun)
         self._failures.tell(plan.objects, self._tell)
-        if safe and self._safely(lambda: self._keep(snapshot, plan, observed)):
+        if safe and self._safely(lambda: self._keep(snapshot, plan, observed, begun)):
             self._dispatch(plan, observed, begun, dispatched)
         propagated = self._propagation(plan, begun)
         wakes = [wake for wake in (plan.wake_at, snapshot.wake_at, self._next_try(plan, begun)) if wake is not None]
@@ -138,6 +140,7 @@ class Reconciler:
         for ref in self.memory.take_specs((ref, resources[ref]) for ref in news if ref in resources):
             self._changed_at[ref] = now
         others = False
+        self._pruning.difference_update(resources.keys() & news)
         for ref in news:
             resource = resources.get(ref)
             self._windows.take(ref, resource)
@@ -177,6 +180,11 @@ class Reconciler:
         self.rules = rules
         self._planner = Planner(CONTROLLERS, rules)
 
+    def start_afresh(self) -> None:
+        """Trust nothing that was derived before: a cycle broke off, perhaps between one table and the next."""
+        self.set_rules(self.rules)
+        self._host.forget_everything()
+
     # ------------------------------------------------------------------------------------------ reading
 
     def _desired_of(self, snapshot: Snapshot) -> Desired:
@@ -205,16 +213,21 @@ class Reconciler:
             return False
         return True
 
-    def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed) -> None:
+    def _keep(self, snapshot: Snapshot, plan: Plan, observed: Observed, now: float) -> None:
         self._records.keep_applied(plan)
-        if not (snapshot.complete and observed.complete) or snapshot.invalid_files or snapshot.duplicates:
+        doubtful = snapshot.pending or snapshot.invalid_files or snapshot.duplicates
+        if doubtful or not (snapshot.complete and observed.complete):
             return
-        for ref in self._records.forget_gone(plan, lambda ref: not self.memory.of(ref).busy):
+        for ref in self._records.forget_gone(now, self._may_be_forgotten):
             self.memory.forget(ref)
             if ref in self._pruning:
                 self._pruning.discard(ref)
                 self._tell(str(ref), "Removed", "its spec is gone and so is it", False)
             self._host.ledger.write(ops.LedgerWrite(str(ref), "forget"))
+
+    def _may_be_forgotten(self, ref: Ref, absent: float) -> bool:
+        """A file that is away for a moment leaves what is known; what was removed had its grace before."""
+        return not self.memory.of(ref).busy and (ref in self._pruning or absent >= self.rules.prune_grace)
 
     # ------------------------------------------------------------------------------------------- acting
 
@@ -259,8 +272,7 @@ class Reconciler:
         times = [until for step in plan.steps if (until := self.memory.fruitless_until(step, now)) is not None]
         return min(times, default=None)
 
-    def _end(self, outcome: Outcome, now: float) -> None:
-        self.memory.end(outcome, now)
+    def _tell_end(self, outcome: Outcome) -> None:
         ref = str(outcome.step.ref)
         for operation in outcome.done:
             if isinstance(operation, ops.DomainDestroy):

@@ -24,7 +24,8 @@ class Records:
         self.applied: Mapping[Ref, Applied] = {ref: _stored(item) for ref, item in applied.objects().items()}
         self._saved: Mapping[Ref, Resource] = {}
         self._plan = self._seen = Plan({})
-        self._lonely = {*self.applied, *good.objects()}  # what is known of objects that no plan has
+        # What is known of objects that no plan has, and since when that is certain.
+        self._lonely: dict[Ref, float | None] = dict.fromkeys({*self.applied, *good.objects()})
 
     def keep_specs(self, snapshot: Snapshot) -> None:
         """Write down last good specs, before the first act on them. Raises Retry."""
@@ -35,6 +36,7 @@ class Records:
 
     def keep_applied(self, plan: Plan) -> None:
         """Note what is applied now, and, of what cannot carry its spec itself, what is about to be. Raises Retry."""
+        self._note_absences(plan)
         fresh: list[tuple[Resource, int]] = []
         for ref in changed(self._plan.objects, plan.objects):
             item = plan.objects.get(ref)
@@ -44,21 +46,30 @@ class Records:
             self.applied = {**self.applied, **{item.ref: applied_of(item, number) for item, number in fresh}}
         self._plan = plan
 
-    def forget_gone(self, plan: Plan, may_go: Callable[[Ref], bool]) -> list[Ref]:
-        """Forget what was applied of objects that are neither asked for nor there; returns them. Raises Retry."""
+    def _note_absences(self, plan: Plan) -> None:
+        """Each plan is looked at, so that what comes and goes while nothing may be forgotten is forgotten later."""
         for ref in changed(self._seen.objects, plan.objects):
             if ref in plan.objects:
-                self._lonely.discard(ref)
+                self._lonely.pop(ref, None)
             elif ref in self.applied or ref in self._good.objects():  # what never came to be is in the second alone
-                self._lonely.add(ref)
+                self._lonely.setdefault(ref, None)
         self._seen = plan
-        gone = [ref for ref in self._lonely if may_go(ref)]
+
+    def forget_gone(self, now: float, may_go: Callable[[Ref, float], bool]) -> list[Ref]:
+        """Forget what was applied of objects that are neither asked for nor there; returns them. Raises Retry.
+
+        *may_go* is asked with the seconds since this was called first while the object was absent.
+        """
+        since = {ref: now if known is None else known for ref, known in self._lonely.items()}
+        self._lonely.update(since)
+        gone = [ref for ref, begun in since.items() if may_go(ref, now - begun)]
         for ref in gone:
             self._good.remove(ref)
             self._store.remove(ref)
         if gone:
-            self._lonely.difference_update(gone)
             leaving = set(gone)
+            for ref in leaving:
+                del self._lonely[ref]
             self.applied = {ref: item for ref, item in self.applied.items() if ref not in leaving}
         return gone
 

@@ -50,7 +50,7 @@ class LeaseFiles:
             if before is not None and before[0] == stamp and time.time() < before[1]:
                 self._known[bridge] = before
                 return
-            with open(entry.path, encoding="utf-8") as file:
+            with open(entry.path, encoding="utf-8", errors="replace") as file:
                 text = file.read()
         except OSError:
             return
@@ -62,15 +62,23 @@ def parsed(bridge: str, text: str, now: float) -> tuple[Leases, float]:
     """The leases that have not run out, and when the next one does."""
     try:
         items: Any = json.loads(text) if text.strip() else []
-    except ValueError:  # it is being written
+    except (ValueError, RecursionError):  # it is being written
         items = []
     found: set[Lease] = set()
     ends = [float("inf")]
     for item in items if isinstance(items, list) else ():
-        expiry = float(item.get("expiry-time", 0))  # 0: for ever
-        if expiry and expiry <= now:
+        expiry = _expiry(item)
+        if expiry is None or (expiry and expiry <= now):
             continue
         ends += [expiry] if expiry else []
         address, mac, name = (str(item.get(key, "")) for key in ("ip-address", "mac-address", "hostname"))
         found.add(Lease(address, mac.lower(), name))
     return Leases(bridge, tuple(sorted(found))), min(ends)
+
+
+def _expiry(item: Any) -> float | None:
+    """When a lease runs out, 0 for never; None where that is no lease."""
+    try:
+        return float(item.get("expiry-time", 0))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None

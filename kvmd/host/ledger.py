@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -100,12 +101,15 @@ class LedgerFile:
             self._compact()
 
     def _compact(self) -> None:
+        """Write anew only what counts; where that fails, the long file says the same."""
+        self._removals = {ref: time.time() - age for age, ref in self.removals()}
         lines = [
             _line(str(ref), name, value) for ref, entry in self._entries.items() for name, value in _values(entry)
         ]
-        lines += [_line(str(ref), "removed", str(time.time() - age)) for age, ref in self.removals()]
-        self._journal.rewrite(lines)
-        self._lines = len(lines)
+        lines += [_line(str(ref), "removed", str(when)) for ref, when in self._removals.items()]
+        with contextlib.suppress(OSError):
+            self._journal.rewrite(lines)
+        self._lines = len(lines)  # after a failure, too: it is not tried at each line
 
 
 def _line(name: str, entry: str, value: str) -> str:

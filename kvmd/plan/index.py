@@ -168,9 +168,9 @@ class Index:
         if before is after:
             return
         for reference in before.references:
-            self._naming[reference.target].pop(ref, None)
+            _leave(self._naming, reference.target, ref)
         for claim in before.claims:
-            self._claiming[claim].pop(ref, None)
+            _leave(self._claiming, claim, ref)
         for reference in after.references:
             self._naming.setdefault(reference.target, {})[ref] = None
         for claim in after.claims:
@@ -213,6 +213,14 @@ def _with(table: dict[K, V], news: Mapping[K, V | None]) -> dict[K, V]:
     return left
 
 
+def _leave(table: dict[K, dict[Ref, None]], key: K, ref: Ref) -> None:
+    """Take one out; what nobody names any more is not kept."""
+    refs = table.get(key, {})
+    refs.pop(ref, None)
+    if not refs:
+        table.pop(key, None)
+
+
 def _reference_order(reference: Reference) -> tuple[Any, ...]:
     return (reference.source, reference.target, reference.attributes)
 
@@ -234,5 +242,5 @@ def _spec_of(applied: Applied | None, controller: Controller) -> Any:
         return None
     try:
         return controller.Spec.model_validate(applied.written)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, LookupError):  # a kind may trip over what no kvmd has written
         return None

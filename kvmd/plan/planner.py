@@ -200,15 +200,15 @@ def _plan_object(ref: Ref, look: Look) -> ObjectPlan:
         observed_generation=applied.generation if applied else 0,
         conditions=_held(resource),
     )
-    standing, fact = standing_of(ref, look)
-    if standing == ABSENT and look.memory(ref).busy:
-        withheld = _withheld(base, look)
-        assert withheld is not None
-        return withheld
-    refused = refusal(ref, resource, standing, fact, look)
-    if refused is not None:
-        return replace(base, conditions=(*base.conditions, *refused))
     try:
+        standing, fact = standing_of(ref, look)
+        if standing == ABSENT and look.memory(ref).busy:
+            withheld = _withheld(base, look)
+            assert withheld is not None
+            return withheld
+        refused = refusal(ref, resource, standing, fact, look)
+        if refused is not None:
+            return replace(base, conditions=(*base.conditions, *refused))
         draft = look.controller(ref).plan(ref, look)
     except KvmdError as error:
         return replace(base, conditions=(*base.conditions, *_from_error(error)))

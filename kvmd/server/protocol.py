@@ -13,10 +13,10 @@ REQUEST_SECONDS = 10.0
 
 
 class BoundedProtocol(H11Protocol):
-    """Closes a connection that has not brought a whole request after a while: uvicorn itself never does."""
+    """Closes a connection that brings no whole request or takes no answer for a while: uvicorn itself never does."""
 
     _watch: asyncio.TimerHandle | None = None
-    _waiting_for: Any = None
+    _left: int = -1  # bytes of an answer that nobody had taken yet at the last check
 
     def connection_made(self, transport: Any) -> None:
         """Note who connected, and when."""
@@ -33,9 +33,16 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _check(self, last: object) -> None:
-        """Close where nothing has been asked since the last check and no answer is under way."""
+        """Close where nothing has been asked since the last check and no answer is under way.
+
+        A closed connection stays until its answer was taken: who takes nothing of it any more is cut off.
+        """
+        left = self.transport.get_write_buffer_size()
+        if self.transport.is_closing() and left == self._left:
+            self.transport.abort()
+            return
         idle = self.cycle is None or self.cycle.response_complete
         if idle and (self.cycle is last or self.cycle is None):
             self.transport.close()
-            return
+        self._left = left
         self._watch = self.loop.call_later(REQUEST_SECONDS, self._check, self.cycle)

@@ -150,7 +150,7 @@ class Directory:
         if file.fault is not None and file.fault.position.file in tree.faults:
             return  # it is in a directory that cannot be read
         self._touched.add(file.path)
-        if file.good is None:
+        if file.good is None and not self._merger.stands_in_for(file.path):
             self._forget(file)
             return
         if not file.gone:

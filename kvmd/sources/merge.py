@@ -90,6 +90,10 @@ class Merger:
             kept = self._revived[ref] = (entry, entry.as_resource(self._specs))
         return kept[1]
 
+    def stands_in_for(self, path: str) -> bool:
+        """True where the store speaks for that file, which was never good since this process began."""
+        return path in self._unread and path in self._offers
+
     def let_go(self, path: str) -> None:
         """That file is gone: a new one of its name, too, has nothing until it is read.
 
@@ -136,7 +140,8 @@ class Merger:
         firm = [claim for claim in asked if claim.rank <= Rank.HELD] if len(asked) > 1 else asked
         if not asked:
             merged.drop(ref)
-            self._good.pop(ref, None)
+            for kept in (self._good, self._held, self._revived):
+                kept.pop(ref, None)
         elif len(firm) > 1:
             self._hold_duplicate(ref, firm, merged)
         else:
@@ -156,7 +161,7 @@ class Merger:
 
     def _hold_duplicate(self, ref: Ref, firm: list[Claim], merged: Merged) -> None:
         good = self._good.get(ref)
-        kept = self._as_held(good) if good is not None else self.revive(ref)
+        kept = self._as_held(good) if good is not None else self._stored_version(ref)
         if kept is None:
             merged.drop(ref)
         else:
@@ -174,6 +179,10 @@ class Merger:
             hint = "remove or rename one of them"
             problems.append(Problem(claim.position, "duplicate-object", message, hint))
         merged.problems[ref] = tuple(problems)
+
+    def _stored_version(self, ref: Ref) -> Resource | None:
+        entry = self.stored().get(ref)
+        return self.revive(ref) if entry is not None and entry.file not in self._let_go else None
 
     def _as_held(self, resource: Resource) -> Resource:
         """The same resource, marked as held; the same copy each time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -134,6 +135,7 @@ class Store:
         self._append([_line(entry) for entry in entries])
         if self._objects is not None:
             self._objects.update((entry.ref, entry) for entry in entries)
+        self._shorten()
         return len(entries)
 
     def remove(self, ref: Ref) -> None:
@@ -143,18 +145,24 @@ class Store:
         self._append([json.dumps({"ref": str(ref), "removed": True})])
         if self._objects is not None:
             del self._objects[ref]
+        self._shorten()
 
     def _append(self, lines: list[str]) -> None:
         try:
             self._journal.append(lines)
             self._lines += len(lines)
-            if self._lines > 2 * len(self.objects()) + _MOST_DEAD_LINES:
-                kept = list(self.objects().values())
-                self._journal.rewrite(_line(entry) for entry in kept)
-                self._lines = len(kept)
         except OSError as error:
             message = f"what must survive cannot be kept in {self._journal.path}: {error.strerror}"
             raise Retry(message, hint="make room there, or mend its permissions") from error
+
+    def _shorten(self) -> None:
+        """Write the file anew once most of it is out of date; where that fails, the long one says the same."""
+        objects = self.objects()
+        if self._lines <= 2 * len(objects) + _MOST_DEAD_LINES:
+            return
+        with contextlib.suppress(OSError):
+            self._journal.rewrite(_line(entry) for entry in objects.values())
+        self._lines = len(objects)  # after a failure, too: it is not tried at each line
 
 
 def _line(entry: StoredObject) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -11,6 +13,24 @@ from kvmd.settings import Log
 
 # syslog(3) levels; journald takes the prefix `<N>` off and stores it as PRIORITY
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
+
+
+class _Patient(io.TextIOBase):
+    """Loses lines where the disk is full or the reader is gone: what is told must not end who tells it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Send what was written, or not."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _structlog() -> Any:
@@ -30,6 +50,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     """Set up structlog, and the standard library's logging through it, as *settings* say."""
     structlog = _structlog()
     output = sys.stdout if stream is None else stream
+    patient = _Patient(output)
     level = getattr(logging, settings.level.upper())
     pretty = settings.format == "console" or (settings.format == "auto" and output.isatty())
     processors: list[Any] = [
@@ -41,10 +62,10 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(output),
+        logger_factory=structlog.PrintLoggerFactory(patient),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(output)
+    handler = logging.StreamHandler(patient)
     # what libraries log (uvicorn's errors, Python's warnings) goes the same way as our own lines
     without_record = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[without_record, *processors]))

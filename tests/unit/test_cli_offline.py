@@ -255,3 +255,9 @@ def test_a_command_ends_its_process_without_taking_the_interpreter_apart(words: 
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     assert done.returncode == code and done.stdout + done.stderr
     assert "taken apart" not in done.stdout
+
+
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("explain Nothing", 64)])
+def test_a_command_keeps_its_code_where_its_output_is_closed(words: str, code: int) -> None:
+    done = subprocess.run(f"{sys.executable} -m kvmd {words} >&- 2>&-", shell=True)
+    assert done.returncode == code

@@ -30,6 +30,7 @@ class Daemon:
     left: Plan = field(default_factory=lambda: Plan({}))
     faults: tuple[Problem, ...] = ()
     locked: bool = False
+    digest: str = "d1"
     error: Exception | None = None
     applied: list[dict[str, Any]] = field(default_factory=list)
     seen: list[Any] = field(default_factory=list)
@@ -56,7 +57,7 @@ class Daemon:
                 return daemon.faults
 
             def source(self) -> dict[str, Any]:
-                return {"digest": "d1"}
+                return {"digest": daemon.digest}
 
             def apply(self, plan: Plan, *, prune: bool, progress: Callable[[Event], None], timeout: float) -> Plan:
                 daemon.applied.append({"prune": prune, "timeout": timeout})
@@ -177,6 +178,8 @@ def test_a_plan_file_is_carried_out_while_it_is_fresh(daemon: Daemon, kvmd: Run,
     code, _, err = kvmd("apply", str(file), "--yes")
     assert code == 6
     assert "is stale" in err
+    daemon.planned, daemon.digest = some_plan(), "d2"  # other specs of which a plan says the same
+    assert kvmd("apply", str(file), "--yes")[0] == 6
     assert len(daemon.applied) == 1
 
 
@@ -245,3 +248,20 @@ def test_what_the_daemon_cannot_finish_is_named(
         assert code == 6
         assert "/elsewhere" in err
     assert kvmd("apply", "--yes")[0] == 4
+
+
+def test_following_ends_where_only_people_can_bring_it_further(
+    daemon: Daemon, kvmd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held back is no failure, as in a run without the daemon; what is left alone is not waited for."""
+    daemon.locked = True
+    agent = StaticAgent()
+    held = make_object(WEB, condition("PruneHeld", True, "ConfirmationRequired", "its spec said confirm"))
+    agent.items, agent.planned = [held, make_object(BRIDGE, condition("Ready"))], Plan({})
+    with serving(agent, make_settings(tmp_path, http={"listen": None})):
+        code, _, err = kvmd("apply", "--yes")
+        assert code == 0 and "Done, but for 1 held removals." in err
+        for reason in ("Suspended", "Drifted"):
+            agent.items = [held, make_object(BRIDGE, condition("Ready", False, reason, "left alone"))]
+            code, _, err = kvmd("apply", "--yes")
+            assert code == 1 and "Bridge/br0 is not ready (NotReady: left alone)" in err

@@ -358,6 +358,26 @@ def test_held_across_a_restart(tmp_path: Path, store: Store) -> None:
     assert place.scan() is snapshot
 
 
+def test_a_broken_file_that_is_replaced_after_a_restart_still_stands(tmp_path: Path, store: Store) -> None:
+    """Editors unlink and create; what the store has stands in meanwhile, and is let go by the rule for all files."""
+    (tmp_path / "specs").mkdir()
+    place = Place(tmp_path / "specs", store)
+    path = place.write("a.yaml", spec("a"))
+    place.write("c.yaml", spec("c"))
+    keep(place.scan(), store)
+    path.write_text("broken: [\n")
+    place.reopen(store)
+    place.scan()
+    path.unlink()
+    assert set(place.fresh(0.1).resources) == {ref("a"), ref("c")}
+    path.write_text("still broken: [\n")
+    assert set(place.fresh(0.1).resources) == {ref("a"), ref("c")}
+    held = place.scan()
+    assert set(held.resources) == {ref("a"), ref("c")} and held.invalid_files == (str(path),)
+    path.unlink()
+    assert set(place.scan().resources) == {ref("c")}
+
+
 def test_a_file_that_went_and_comes_back_asks_for_nothing_until_it_is_read(tmp_path: Path, store: Store) -> None:
     """The store forgets an object only when it has left the host: it must not be made again from there just then."""
     (tmp_path / "specs").mkdir()
@@ -376,6 +396,20 @@ def test_a_file_that_went_and_comes_back_asks_for_nothing_until_it_is_read(tmp_p
     place.write("a.yaml", "broken: [\n")
     broken = place.scan()
     assert set(broken.resources) == {ref("c")} and broken.invalid_files == (str(path),)
+
+
+def test_a_file_that_went_does_not_come_back_as_a_duplicate(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "specs").mkdir()
+    place = Place(tmp_path / "specs", store)
+    path = place.write("a.yaml", spec("a"))
+    place.write("c.yaml", spec("c"))
+    keep(place.scan(), store)
+    path.unlink()
+    assert set(place.scan().resources) == {ref("c")}
+    for name in ("a.yaml", "b.yaml"):
+        place.write(name, spec("a", "br1"))
+    twice = place.scan()
+    assert set(twice.resources) == {ref("c")} and len(twice.duplicates[ref("a")]) == 2
 
 
 def test_a_stored_version_that_no_longer_validates_is_named(tmp_path: Path, store: Store) -> None:

@@ -45,6 +45,9 @@ class EmptyHost:
     def write(self, operation: ops.Op) -> None:
         raise AssertionError(f"nothing is forgotten here: {operation}")
 
+    def forget_everything(self) -> None:
+        """It has nothing to forget."""
+
     def observe(self, _paths: Sequence[str], _secrets: Sequence[str]) -> Observed:
         facts = {HOST: Host(machine_id="0" * 32, memory_bytes=2**34)}
         return Observed(MappingProxyType(facts), missing=self.missing)
@@ -145,3 +148,25 @@ def test_no_more_is_begun_than_there_is_room_for(made: tuple[Reconciler, Notes, 
     reconciler, executor, _ = made
     executor.room = 2
     assert _begun(reconciler.cycle(), executor) == (2, 2)
+
+
+def test_after_a_cycle_that_broke_off_everything_is_planned(
+    made: tuple[Reconciler, Notes, EmptyHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had changed was noted before the plan broke off: it would not be looked at again."""
+    reconciler, _, _ = made
+    plan_object = planner._plan_object
+
+    def trips(ref: Ref, look: Look) -> ObjectPlan:
+        if ref.name == "c":
+            raise RuntimeError("odd")
+        return plan_object(ref, look)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planner, "_plan_object", trips)
+        with pytest.raises(RuntimeError):
+            reconciler.cycle()
+    reconciler.start_afresh()
+    report = reconciler.cycle()
+    assert sorted(ref.name for ref in report.plan.objects) == ["a", "b", "c", "d"]
+    assert {"c", "d"} <= {step.ref.name for step in report.dispatched}

@@ -1,4 +1,4 @@
-"""What the engine makes of the same operations again: fruitless, undone by somebody, or overtaken by a change."""
+"""What the engine makes of the same again: fruitless, undone by somebody, overtaken by a change, or nobody's wish."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kvmd.api.resource import Ref
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import MOST_RELAPSES, MOST_STALE, RELAPSE_SECONDS, Remembering
 from kvmd.errors import KvmdError, Retry, Stale
+from kvmd.observed import Domain, Key, Observed
 from kvmd.plan.model import Cause, ObjectPlan, Plan, Step
 from kvmd.settings import Backoff
 
@@ -81,3 +82,22 @@ def test_what_was_overtaken_by_a_change_is_planned_again_at_once(error: KvmdErro
         end(memory, HEAL, 0.0, error)
         soon += memory.of(REF).next_try == 0.0
     assert soon == at_once
+
+
+@pytest.mark.parametrize("wish", ["start", "stop"])
+def test_a_wish_for_power_that_somebody_else_fulfilled_is_over(wish: str) -> None:
+    """A guest that is shut down from inside days later is not started because of it."""
+    guest, key, memory = Ref("VirtualMachine", "web"), Key("domain", "web"), Remembering(Backoff())
+
+    def wished(active: bool, missing: frozenset[str] = frozenset()) -> str:
+        domain = Domain("web", "u", "running" if active else "shutoff", "", "<domain/>", "<domain/>" * active or None)
+        memory.take_facts((), True, Observed({key: domain}, {guest: (key,)}, missing), 1.0)
+        return memory.of(guest).power
+
+    memory.change(guest, power=wish)
+    assert wished(wish == "stop") == wish
+    assert wished(wish == "start", frozenset({"libvirt"})) == wish, "what cannot be read proves nothing"
+    memory.change(guest, busy="a start under way")
+    assert wished(wish == "start") == wish
+    memory.change(guest, busy="")
+    assert [wished(wish == "start"), wished(wish == "stop")] == ["", ""]

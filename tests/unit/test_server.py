@@ -282,6 +282,21 @@ def test_half_a_request_does_not_stay_for_ever(
         assert half.recv(100) == b""
 
 
+def test_an_answer_that_nobody_reads_does_not_stay_for_ever(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, agent: StaticAgent
+) -> None:
+    monkeypatch.setattr("kvmd.server.protocol.REQUEST_SECONDS", 0.1)
+    agent.metrics = lambda: b"#" * 2**24 + b"\n"  # type: ignore[method-assign]
+    with serving(agent, settings) as server, socket.create_connection(("127.0.0.1", server.port or 0), 5) as deaf:
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert deaf.recv(100).startswith(b"HTTP/1.1 200")
+        open_ones = [listener._server.server_state.connections for listener in server._listeners]
+        deadline = time.monotonic() + 10
+        while any(open_ones) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(open_ones)
+
+
 def test_stopping_is_quick_while_somebody_is_connected(settings: Settings, agent: StaticAgent) -> None:
     server = Server(agent, settings)
     server.start()

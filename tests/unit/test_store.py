@@ -11,6 +11,7 @@ import pytest
 from kvmd.api.problem import Position
 from kvmd.api.resource import Metadata, Ref, Resource, SpecModel
 from kvmd.errors import Retry
+from kvmd.sources import store as module
 from kvmd.sources.store import Store
 
 
@@ -137,6 +138,39 @@ def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
         store.save_all([(tap(), generation + number) for number in range(100)])
     assert len(Path(store.path).read_bytes().splitlines()) < 4200
     assert at(tmp_path).load()[Ref("Tap", "tap1")].generation == 5999
+
+
+@pytest.fixture
+def _soon_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_DEAD_LINES", 5)
+
+
+@pytest.mark.usefixtures("_soon_shortened")
+def test_what_was_just_saved_or_removed_is_so_in_the_file_that_was_written_anew(tmp_path: Path) -> None:
+    store = at(tmp_path)
+    for number in range(20):
+        store.save_all([(tap(bridge=f"br{number}"), 0), (tap("other", mtu=number), 0)])
+        loaded = at(tmp_path).load()
+        assert loaded[Ref("Tap", "tap1")].written == {"bridge": f"br{number}"}
+        store.remove(Ref("Tap", "other"))
+        assert set(at(tmp_path).load()) == {Ref("Tap", "tap1")}
+    assert len(Path(store.path).read_bytes().splitlines()) < 20
+
+
+@pytest.mark.usefixtures("_soon_shortened")
+def test_a_file_that_cannot_be_written_anew_is_only_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def full(name: str, *_more: object) -> None:
+        tries.append(name)
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "replace", full)
+    store = at(tmp_path)
+    for generation in range(20):
+        assert store.save(tap(), generation)
+    assert at(tmp_path).load()[Ref("Tap", "tap1")].generation == 19
+    assert 1 <= len(tries) <= 3 and os.listdir(tmp_path) == ["specs.jsonl"]
 
 
 def test_an_absent_file_is_empty(tmp_path: Path) -> None:
