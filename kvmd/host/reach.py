@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from kvmd.host.disk_header import read_header
+from kvmd.host.backing import all_under, disks_in
 
 QEMU_CONF = "/etc/libvirt/qemu.conf"
-LONGEST_CHAIN = 32
 ASK_SECONDS = 10.0
 _DENIED, _ODD_FIRMWARE = "ermission denied", "system firmware block device"
 _ENTER, _READ, _WRITE = "-x", "-r", "-w"
@@ -91,26 +90,12 @@ def barred(domain: str, user: User) -> tuple[str, str]:
 
 def _files(root: ElementTree.Element) -> Iterator[tuple[str, bool]]:
     """Every file that a start opens, and whether it is written to; with what disks stand on."""
-    for element in root.findall("devices/disk"):
-        source = element.find("source")
-        path = "" if source is None else source.get("file") or source.get("dev") or ""
-        writes = element.find("readonly") is None
-        for _ in range(LONGEST_CHAIN):
-            if not path:
-                break
-            yield path, writes
-            path, writes = _backing(path), False
+    for disk in disks_in(root):
+        yield disk.path, disk.written
+        yield from ((base, False) for base in all_under(disk.path, disk.format))
     for place in ("os/kernel", "os/initrd"):
         if path := root.findtext(place) or "":
             yield path, False
-
-
-def _backing(path: str) -> str:
-    try:
-        backing = read_header(path, 0).backing
-    except OSError:
-        return ""
-    return os.path.join(os.path.dirname(path), backing) if backing else ""
 
 
 def _libvirt_owns() -> bool:

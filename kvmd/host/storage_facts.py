@@ -10,16 +10,20 @@ import os
 import stat
 import threading
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from kvmd.api.resource import Ref
 from kvmd.host.attributes import mark_on
+from kvmd.host.backing import disks_in, real_bases
 from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
 from kvmd.host.trash import overdue_in
-from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume
+from kvmd.observed import Domain, Fact, Holders, Image, Key, Pool, Server, Volume, said_format
 
 MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
@@ -37,6 +41,10 @@ class StorageFacts:
         self._libvirt: tuple[Mapping[Key, Fact], tuple[Pool, ...]] = ({}, ())  # and the pools in it
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
+        self._users: Mapping[str, tuple[str, ...]] | None = None  # the domains that name a file
+        self._bases: dict[str, frozenset[str]] = {}  # what each file that a domain or a pool has stands on
+        self._overlays: dict[str, list[str]] = {}  # the same from below
+        self._real: dict[str, str] = {}  # our files, symbolic links followed
         self._servers: dict[Key, Server] = {}
         self.facts: Mapping[Key, Fact] = {}
 
@@ -70,6 +78,7 @@ class StorageFacts:
             self._list(pools)
         else:
             self._look_at_marked()
+        self._follow(users)
         found: dict[Key, Fact] = {**self._store, **servers}
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
         found.update(errands)
@@ -81,22 +90,36 @@ class StorageFacts:
 
     def _look_at_holders(self, users: Mapping[str, tuple[str, ...]]) -> dict[Key, Fact]:
         """Who stands on each of our files."""
-        overlays: dict[str, list[str]] = {}
-        ours = [image.path for image in self._store.values() if isinstance(image, Image)]
-        for _, volume in self._volumes.values():
-            if volume.backing:
-                folder = os.path.dirname(volume.path)
-                overlays.setdefault(os.path.join(folder, volume.backing), []).append(volume.path)
-            if volume.mark is not None:
-                ours.append(volume.path)
         found: dict[Key, Fact] = {}
-        for path in ours:
-            holders = Holders(path, users.get(path, ()), tuple(sorted(overlays.get(path, ()))))
+        for path, real in self._real.items():
+            holders = Holders(path, users.get(path, ()), tuple(self._overlays.get(real, ())))
             if holders.domains or holders.overlays:
                 key = Key("holders", path)
                 known = self.facts.get(key)
                 found[key] = known if known is not None and known == holders else holders
         return found
+
+    def _follow(self, users: Mapping[str, tuple[str, ...]]) -> None:
+        """Find what the disks of domains stand on, outside of all pools, too; each is read once between two lists."""
+        if users is self._users:
+            return
+        self._users, self._overlays = users, {}
+        said = {volume.path: volume.format if volume.mark else "" for _, volume in self._volumes.values()}
+        for path in (*said, *users):
+            if path not in self._bases:
+                bases = real_bases(path, said.get(path, ""))
+                raw = bases and not said.get(path) and self._is_raw(path, users.get(path, ()))
+                self._bases[path] = frozenset() if raw else bases
+        for path in sorted(path for path, bases in self._bases.items() if bases):
+            for base in self._bases[path]:
+                self._overlays.setdefault(base, []).append(path)
+
+    def _is_raw(self, path: str, names: tuple[str, ...]) -> bool:
+        """True where every domain that has the file has it as a raw disk: its guest writes there what it wants."""
+        facts = (self._libvirt[0].get(Key("domain", name)) for name in names)
+        texts = [text for fact in facts if isinstance(fact, Domain) for text in (fact.config, fact.live) if text]
+        disks = [disk for text in texts for disk in disks_in(ElementTree.fromstring(text)) if disk.path == path]
+        return bool(disks) and all(disk.format == "raw" for disk in disks)
 
     def _look_at_secrets(self, names: Sequence[str]) -> dict[Key, Fact]:
         found: dict[Key, Fact] = {}
@@ -114,7 +137,16 @@ class StorageFacts:
                 key = Key("volume", f"{pool.name}/{name}")
                 self._take(key, os.path.join(pool.path, name), before.get(key), anew=True)
         trash = {Key("trash", pool.path): fact for pool in pools if (fact := overdue_in(pool.path)) is not None}
-        self._store = {**self._images.facts(), **self._seeds.facts(), **trash}
+        images = self._images.facts()
+        if (fact := overdue_in(self._images.directory)) is not None:
+            trash[Key("trash", fact.path)] = replace(fact, keeper=_first_of(images))
+        self._store = {**images, **self._seeds.facts(), **trash}
+        volumes = [volume for _, volume in self._volumes.values()]
+        ours = [image.path for image in self._store.values() if isinstance(image, Image)]
+        ours += [volume.path for volume in volumes if volume.mark is not None]
+        self._real = {path: os.path.realpath(path) for path in ours}
+        self._bases = {volume.path: frozenset() for volume in volumes if not volume.backing}
+        self._users = None
 
     def _look_at_marked(self) -> None:
         for key, known in list(self._volumes.items()):
@@ -146,8 +178,15 @@ def _files_in(pool: Pool) -> Iterator[str]:
     yield from (name for name in names if not name.startswith(HIDDEN))
 
 
+def _first_of(images: Mapping[Key, Fact]) -> Ref | None:
+    """The first Image that is in the store and is there to stay."""
+    marks = (fact.mark for _, fact in sorted(images.items()) if isinstance(fact, Image))
+    return next((mark.ref for mark in marks if mark is not None and not mark.retained), None)
+
+
 def _volume(name: str, path: str, status: os.stat_result) -> Volume:
-    header = read_header(path, status.st_size)
+    mark = mark_on(path)
+    header = read_header(path, status.st_size, said_format(mark) if mark is not None else "")
     return Volume(
         name=name,
         uuid=volume_id(name, status),
@@ -157,7 +196,7 @@ def _volume(name: str, path: str, status: os.stat_result) -> Volume:
         backing=header.backing,
         backing_format=header.backing_format,
         data_file=header.data_file,
-        mark=mark_on(path),
+        mark=mark,
     )
 
 

@@ -1,0 +1,86 @@
+"""What a disk image stands on: every way in which an overlay may name files of this host."""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kvmd.host.disk_header import Header, read_header
+
+LONGEST_CHAIN = 32
+_JSON = "json:"
+_PROTOCOLS = ("file:", "host_device:")  # of files of this host; what else has one is on the network
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of a domain that is a file or a block device; libvirt takes it for raw where nobody said more."""
+
+    path: str
+    format: str
+    written: bool
+
+
+def disks_in(domain: ElementTree.Element) -> Iterator[Disk]:
+    """The disks of a domain's XML."""
+    for element in domain.findall("devices/disk"):
+        source, driver = element.find("source"), element.find("driver")
+        path = "" if source is None else source.get("file") or source.get("dev") or ""
+        if path:
+            format = "raw" if driver is None else driver.get("type", "raw")
+            yield Disk(path, format, element.find("readonly") is None)
+
+
+def real_bases(path: str, said: str = "") -> frozenset[str]:
+    """Every file under that one, with every symbolic link followed."""
+    return frozenset(os.path.realpath(base) for base in all_under(path, said))
+
+
+def all_under(path: str, said: str = "") -> Iterator[str]:
+    """Every file under that one, to the bottom of its chain; under one that is *said* to be raw there is none."""
+    waiting, seen = [(path, said)], {path}
+    while waiting:
+        here, said = waiting.pop()
+        try:
+            header = read_header(os.path.realpath(here), 0, said)
+        except OSError:
+            continue
+        for base in _bases(here, header):
+            if base not in seen and len(seen) <= LONGEST_CHAIN:
+                seen.add(base)
+                waiting.append((base, header.backing_format))
+                yield base
+
+
+def _bases(path: str, header: Header) -> Iterator[str]:
+    """As QEMU finds them: from the directory in which the overlay was named."""
+    folder = os.path.dirname(path)
+    if header.backing.startswith(_JSON):
+        names = _file_names(header.backing)
+    else:
+        names = iter((header.backing,) if header.backing else ())
+    for name in names:
+        yield os.path.join(folder, _without_protocol(name))
+
+
+def _file_names(text: str) -> Iterator[str]:
+    """The files in QEMU's long form, whose options may be nested or flat (`file.filename`)."""
+    try:
+        waiting: list[Any] = [json.loads(text.removeprefix(_JSON))]
+    except ValueError:
+        return
+    while waiting:
+        value = waiting.pop()
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if isinstance(inner, dict):
+                waiting.append(inner)
+            elif isinstance(inner, str) and key.rpartition(".")[2] == "filename":
+                yield inner
+
+
+def _without_protocol(name: str) -> str:
+    return next((name.removeprefix(word) for word in _PROTOCOLS if name.startswith(word)), name)
