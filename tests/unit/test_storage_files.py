@@ -147,6 +147,10 @@ class Nobody:
     def call(self, operation: ops.Op, act: Callable[[Any], Any]) -> Any:
         return act(self)
 
+    def getCapabilities(self) -> str:
+        label = "<secmodel><model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel>"
+        return f"<capabilities><host>{label}</host></capabilities>"
+
     def listAllDomains(self, flags: int) -> list[Any]:
         return []
 
@@ -165,6 +169,27 @@ def test_an_image_goes_to_the_trash_and_from_there_when_its_time_has_come(house:
     (kept,) = trash.iterdir()
     assert kept.name.endswith("-base.qcow2") and kept.read_bytes() == content
     assert not base.exists() and storage.images.facts() == {}
+
+
+def test_what_was_fetched_with_a_login_is_for_the_user_of_qemu_alone(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does another object become a second name of it: that would be readable by all."""
+    owners: dict[str, tuple[int, int]] = {}
+    monkeypatch.setattr("os.chown", lambda path, user, group: owners.update({Path(path).name: (user, group)}))
+    storage = storage_of(house)
+    source = house / "source"
+    source.write_bytes(b"x" * 512)
+    acts = StorageActs(storage, Nobody())  # type: ignore[arg-type]
+    modes, digests = {}, {}
+    for name, login in (("media-a", ops.Login(user="web", secret="file:/s")), ("media-b", ops.Login(insecure=True))):
+        acts._fetch(ops.ImageFetch(name, "raw", None, path=str(source), login=login))
+        image = storage.images.read(name)
+        assert image is not None
+        modes[name], digests[name] = oct(Path(image.path).stat().st_mode & 0o777), image.digest
+    assert modes == {"media-a": "0o400", "media-b": "0o444"}
+    assert owners == {"media-a": (64055, 109)}
+    assert storage.images.with_digest(digests["media-a"]) is None
 
 
 def test_one_image_has_the_trash_of_the_store_emptied(house: Path) -> None:
