@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kvmd.host.disk_header import Header, read_header
+from kvmd.host.disk_header import read_header
 
 LONGEST_CHAIN = 32
 _JSON = "json:"
@@ -49,22 +49,17 @@ def all_under(path: str, said: str = "") -> Iterator[str]:
             header = read_header(os.path.realpath(here), 0, said)
         except OSError:
             continue
-        for base in _bases(here, header):
+        for base in bases_of(here, header.backing):
             if base not in seen and len(seen) <= LONGEST_CHAIN:
                 seen.add(base)
                 waiting.append((base, header.backing_format))
                 yield base
 
 
-def _bases(path: str, header: Header) -> Iterator[str]:
-    """As QEMU finds them: from the directory in which the overlay was named."""
-    folder = os.path.dirname(path)
-    if header.backing.startswith(_JSON):
-        names = _file_names(header.backing)
-    else:
-        names = iter((header.backing,) if header.backing else ())
-    for name in names:
-        yield os.path.join(folder, _without_protocol(name))
+def bases_of(path: str, backing: str) -> Iterator[str]:
+    """The files that one with this word in its header stands on: as QEMU does, from where the overlay was named."""
+    for name in _file_names(backing) if backing.startswith(_JSON) else filter(None, (backing,)):
+        yield os.path.join(os.path.dirname(path), _without_protocol(name))
 
 
 def _file_names(text: str) -> Iterator[str]:

@@ -10,20 +10,19 @@ import os
 import stat
 import threading
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kvmd.api.resource import Ref
 from kvmd.host.attributes import mark_on
-from kvmd.host.backing import disks_in, real_bases
+from kvmd.host.backing import bases_of
 from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
 from kvmd.host.trash import overdue_in
-from kvmd.observed import Domain, Fact, Holders, Image, Key, Pool, Server, Volume, said_format
+from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume, said_format
 
 MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
@@ -41,9 +40,7 @@ class StorageFacts:
         self._libvirt: tuple[Mapping[Key, Fact], tuple[Pool, ...]] = ({}, ())  # and the pools in it
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
-        self._users: Mapping[str, tuple[str, ...]] | None = None  # the domains that name a file
-        self._bases: dict[str, frozenset[str]] = {}  # what each file that a domain or a pool has stands on
-        self._overlays: dict[str, list[str]] = {}  # the same from below
+        self._overlays: dict[str, list[str]] = {}  # what stands on each of our files
         self._real: dict[str, str] = {}  # our files, symbolic links followed
         self._servers: dict[Key, Server] = {}
         self.facts: Mapping[Key, Fact] = {}
@@ -78,7 +75,6 @@ class StorageFacts:
             self._list(pools)
         else:
             self._look_at_marked()
-        self._follow(users)
         found: dict[Key, Fact] = {**self._store, **servers}
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
         found.update(errands)
@@ -98,28 +94,6 @@ class StorageFacts:
                 known = self.facts.get(key)
                 found[key] = known if known is not None and known == holders else holders
         return found
-
-    def _follow(self, users: Mapping[str, tuple[str, ...]]) -> None:
-        """Find what the disks of domains stand on, outside of all pools, too; each is read once between two lists."""
-        if users is self._users:
-            return
-        self._users, self._overlays = users, {}
-        said = {volume.path: volume.format if volume.mark else "" for _, volume in self._volumes.values()}
-        for path in (*said, *users):
-            if path not in self._bases:
-                bases = real_bases(path, said.get(path, ""))
-                raw = bases and not said.get(path) and self._is_raw(path, users.get(path, ()))
-                self._bases[path] = frozenset() if raw else bases
-        for path in sorted(path for path, bases in self._bases.items() if bases):
-            for base in self._bases[path]:
-                self._overlays.setdefault(base, []).append(path)
-
-    def _is_raw(self, path: str, names: tuple[str, ...]) -> bool:
-        """True where every domain that has the file has it as a raw disk: its guest writes there what it wants."""
-        facts = (self._libvirt[0].get(Key("domain", name)) for name in names)
-        texts = [text for fact in facts if isinstance(fact, Domain) for text in (fact.config, fact.live) if text]
-        disks = [disk for text in texts for disk in disks_in(ElementTree.fromstring(text)) if disk.path == path]
-        return bool(disks) and all(disk.format == "raw" for disk in disks)
 
     def _look_at_secrets(self, names: Sequence[str]) -> dict[Key, Fact]:
         found: dict[Key, Fact] = {}
@@ -141,12 +115,23 @@ class StorageFacts:
         if (fact := overdue_in(self._images.directory)) is not None:
             trash[Key("trash", fact.path)] = replace(fact, keeper=_first_of(images))
         self._store = {**images, **self._seeds.facts(), **trash}
-        volumes = [volume for _, volume in self._volumes.values()]
+        self._find_overlays()
+
+    def _find_overlays(self) -> None:
+        """What stands directly on our files; who removes one looks through every chain to its bottom.
+
+        Only what has the name of one of ours is looked for: a guest may have written any path into its raw disk.
+        """
+        volumes = sorted((volume for _, volume in self._volumes.values()), key=lambda volume: volume.path)
         ours = [image.path for image in self._store.values() if isinstance(image, Image)]
         ours += [volume.path for volume in volumes if volume.mark is not None]
         self._real = {path: os.path.realpath(path) for path in ours}
-        self._bases = {volume.path: frozenset() for volume in volumes if not volume.backing}
-        self._users = None
+        names = {os.path.basename(real) for real in self._real.values()}
+        self._overlays = {}
+        for volume in volumes:
+            for base in bases_of(volume.path, volume.backing):
+                if os.path.basename(base) in names:
+                    self._overlays.setdefault(os.path.realpath(base), []).append(volume.path)
 
     def _look_at_marked(self) -> None:
         for key, known in list(self._volumes.items()):

@@ -18,7 +18,9 @@ def throw_away(path: str) -> str:
     folder, file = os.path.split(path)
     trash = os.path.join(folder, FOLDER)
     os.makedirs(trash, mode=0o700, exist_ok=True)
-    moved = os.path.join(trash, f"{int(time.time())}-{file}")
+    when = int(time.time())
+    while os.path.lexists(moved := os.path.join(trash, f"{when}-{file}")):
+        when += 1
     os.rename(path, moved)
     return moved
 

@@ -134,6 +134,8 @@ def file_of(ref: Ref, look: Look) -> tuple[str, str] | None:
     if resource is None or not isinstance(resource.spec, Spec):
         return None
     if isinstance(fact, Fact):
+        if not _is_ours(ref, fact) and _odd_format(resource, fact):
+            return None  # no guest gets it before a person has looked at it
         return fact.path, _format(ref, resource.spec, fact)
     folder = _pool_folder(Ref("StoragePool", resource.spec.pool), look)
     return (f"{folder}/{_file_name(ref, resource.spec)}", resource.spec.format) if folder else None
@@ -142,6 +144,10 @@ def file_of(ref: Ref, look: Look) -> tuple[str, str] | None:
 def _format(ref: Ref, spec: Spec, fact: Fact) -> str:
     """What its spec said when it was last applied, else says now; never what its guest may have written into it."""
     return said_format(fact.mark) if fact.mark is not None and fact.mark.ref == ref else spec.format
+
+
+def _is_ours(ref: Ref, fact: Fact) -> bool:
+    return fact.mark is not None and fact.mark.ref == ref
 
 
 def plan(ref: Ref, look: Look) -> Draft:
@@ -158,7 +164,8 @@ def plan(ref: Ref, look: Look) -> Draft:
             return _lost(ref, key, look)
         create = _create(resource, key, mark, look)
         return Draft((create,), needs=needs, settled=False, status=_status(key, None, look))
-    _refuse_other_format(resource, fact)
+    if odd := _odd_format(resource, fact):
+        raise odd
     _refuse_other_making(ref, spec, fact, applied, look)
     operations: list[ops.Op] = []
     changes: tuple[Change, ...] = ()
@@ -248,33 +255,29 @@ def _pool_path(pool: Ref, look: Look) -> str:
     return folder
 
 
-def _refuse_other_format(resource: Resource, fact: Fact) -> None:
-    """Raise Refused for another format than it was made in, and where a stranger's file says more than its spec."""
+def _odd_format(resource: Resource, fact: Fact) -> Refused | None:
+    """Why not: it was made in another format, or a stranger's file says more than its spec does."""
     ref, spec = resource.ref, resource.spec
     assert isinstance(spec, Spec)
+    ours = _is_ours(ref, fact)
     made = _format(ref, spec, fact)
-    ours = fact.mark is not None and fact.mark.ref == ref
-    if made == spec.format == "raw" and (ours or fact.format == "raw"):
-        return
-    if made == spec.format == "raw":
-        raise Refused(
-            f"{ref}: the spec says raw, but the file begins as qcow2: either it is that, or a guest to which it was "
-            "raw has written so, to be shown other files of this host",
-            hint=f"see: qemu-img info {fact.path}",
-        )
-    found = made if made != spec.format else fact.format
+    found = fact.format if made == spec.format and not (ours and made == "raw") else made
     if found != spec.format:
-        raise Refused(
+        hint = f"write `format: {found}`, or make a new Volume"
+        if not ours and spec.format == "raw":
+            hint = f"a guest to which it was raw may have written that: qemu-img info {fact.path}"
+        return Refused(
             f"{ref}: the file is {found}, the spec says {spec.format}; a volume is never converted in place",
-            hint=f"write `format: {found}`, or make a new Volume",
+            hint=hint,
         )
-    if (fact.backing or fact.data_file) and fact.mark is None and "format" not in resource.owned:
+    if not ours and found != "raw" and (fact.backing or fact.data_file) and "format" not in resource.owned:
         other = f"{fact.backing} below it" if fact.backing else "another file with its data"
-        raise Refused(
+        return Refused(
             f"{ref}: the file asks for {other}; a guest to which it was a raw disk could have written that, to be "
             "shown other files of this host",
             hint=f"see: qemu-img info {fact.path}; if that is right, write `format: qcow2`",
         )
+    return None
 
 
 def _refuse_other_making(ref: Ref, spec: Spec, fact: Fact, applied: Applied | None, look: Look) -> None:

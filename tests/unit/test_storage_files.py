@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,15 @@ from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
 from kvmd.host import storage_acts, storage_facts
 from kvmd.host.backing import all_under
+from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
+from kvmd.host.libvirt_storage import domains_standing_on
 from kvmd.host.reach import User, barred
 from kvmd.host.seeds import Seeds
 from kvmd.host.storage_acts import Storage, StorageActs
 from kvmd.host.storage_facts import StorageFacts
-from kvmd.observed import Domain, Fact, Holders, Image, Key, Pool, Volume
+from kvmd.observed import Fact, Holders, Image, Key, Pool, Volume
 from kvmd.settings import Backoff
 
 MARK = Mark("kvmd", Ref("Volume", "data"), "h", written={"pool": "disks", "format": "raw"})
@@ -58,18 +61,42 @@ def storage_of(house: Path) -> Storage:
     return Storage(images, seeds, StorageFacts(images, seeds, 300.0, errands), errands)
 
 
-def seen(house: Path, users: dict[str, tuple[str, ...]] | None = None, **domains: str) -> dict[Key, Fact]:
-    """All facts about that house, with domains of that XML."""
-    libvirt: dict[Key, Fact] = {Key("pool", "disks"): Pool("disks", "u", "dir", str(house / "pool"), True)}
-    for name, xml in domains.items():
-        libvirt[Key("domain", name)] = Domain(name, name, "shutoff", "", xml, None)
-    return dict(storage_of(house).facts.look(libvirt, users or {}, ()))
+def seen(house: Path) -> dict[Key, Fact]:
+    """All facts about that house."""
+    libvirt = {Key("pool", "disks"): Pool("disks", "u", "dir", str(house / "pool"), True)}
+    return dict(storage_of(house).facts.look(libvirt, {}, ()))
 
 
 def held(house: Path, facts: dict[Key, Fact]) -> tuple[str, ...]:
     """What stands on the image."""
     found = facts.get(Key("holders", str(house / "images" / "base.qcow2")))
     return found.overlays if isinstance(found, Holders) else ()
+
+
+class Nobody:
+    """A libvirt that has no pools, and no domains but one of that XML."""
+
+    def __init__(self, *texts: str) -> None:
+        self._texts = texts
+
+    def call(self, operation: ops.Op, act: Callable[[Any], Any]) -> Any:
+        return act(self)
+
+    def getCapabilities(self) -> str:
+        label = "<secmodel><model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel>"
+        return f"<capabilities><host>{label}</host></capabilities>"
+
+    def listAllDomains(self, flags: int) -> list[Any]:
+        return [self] if self._texts else []
+
+    def name(self) -> str:
+        return "web"
+
+    def XMLDesc(self, flags: int) -> str:
+        return self._texts[0]
+
+    def listAllStoragePools(self, flags: int) -> list[Any]:
+        return []
 
 
 FORMS: dict[str, Callable[[Path], str]] = {
@@ -82,7 +109,6 @@ FORMS: dict[str, Callable[[Path], str]] = {
         f'json:{{"driver": "qcow2", "file": {{"driver": "file", "filename": "{house}/alias/base.qcow2"}}}}'
     ),
     "flat": lambda house: f'json:{{"driver": "qcow2", "file.filename": "file:{house}/images/base.qcow2"}}',
-    "through another": lambda house: str(overlay(house / "elsewhere" / "middle", "../images/base.qcow2")),
 }
 
 
@@ -90,6 +116,12 @@ FORMS: dict[str, Callable[[Path], str]] = {
 def test_what_stands_on_an_image_is_seen_under_every_name(house: Path, form: str) -> None:
     top = overlay(house / "pool" / "top.qcow2", FORMS[form](house))
     assert held(house, seen(house)) == (str(top),)
+    assert storage_acts._overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")]) == [str(top)]
+
+
+def test_who_removes_an_image_looks_through_every_chain_to_its_bottom(house: Path) -> None:
+    middle = overlay(house / "elsewhere" / "middle", "../images/base.qcow2")
+    top = overlay(house / "pool" / "top.qcow2", str(middle))
     assert storage_acts._overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")]) == [str(top)]
 
 
@@ -108,11 +140,20 @@ def disk(path: Path, format: str) -> str:
 
 
 def test_the_disk_of_a_domain_outside_of_all_pools_counts_unless_it_is_raw(house: Path) -> None:
-    top = overlay(house / "elsewhere" / "top", f"{house}/images/base.qcow2")
-    users = {str(top): ("web",)}
-    assert held(house, seen(house, users, web=disk(top, "qcow2"))) == (str(top),)
-    assert held(house, seen(house, users, web=disk(top, "raw"))) == ()
-    assert held(house, seen(house)) == (), "nobody has it"
+    base = str(house / "images" / "base.qcow2")
+    top = overlay(house / "elsewhere" / "top", f"{house}/alias/base.qcow2")
+    for format, users in (("qcow2", ["web"]), ("raw", [])):
+        assert domains_standing_on(Nobody(disk(top, format)), base) == users
+
+
+def test_no_chain_opens_a_device(house: Path) -> None:
+    """A guest may name one that does something when it is opened, such as a watchdog."""
+    os.mkfifo(house / "elsewhere" / "pipe")
+    top = overlay(house / "elsewhere" / "top", f"{house}/elsewhere/pipe")
+    assert list(all_under(str(top))) == [f"{house}/elsewhere/pipe"]
+    for path in (f"{house}/elsewhere/pipe", "/dev/null"):
+        with pytest.raises(OSError, match="neither a file nor"):
+            read_header(path, 0)
 
 
 def test_a_raw_volume_is_what_its_spec_said_whatever_its_guest_wrote(
@@ -139,23 +180,6 @@ def test_no_message_follows_what_a_guest_wrote(house: Path, monkeypatch: pytest.
     assert barred(disk(evil, "raw"), User(65534, 65534)) == ("", "")
     assert "/nowhere" in barred(disk(evil, "qcow2"), User(65534, 65534))[0]
     assert list(all_under(str(evil))) == ["/nowhere/secret"], "below what is said to be raw nothing is looked for"
-
-
-class Nobody:
-    """A libvirt that has neither domains nor pools."""
-
-    def call(self, operation: ops.Op, act: Callable[[Any], Any]) -> Any:
-        return act(self)
-
-    def getCapabilities(self) -> str:
-        label = "<secmodel><model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel>"
-        return f"<capabilities><host>{label}</host></capabilities>"
-
-    def listAllDomains(self, flags: int) -> list[Any]:
-        return []
-
-    def listAllStoragePools(self, flags: int) -> list[Any]:
-        return []
 
 
 def test_an_image_goes_to_the_trash_and_from_there_when_its_time_has_come(house: Path) -> None:

@@ -41,7 +41,10 @@ class Origins:
         """What to say of the unknown, and of what is still to come."""
         unknown = tuple(
             Condition(
-                BLOCKED, True, "WaitsForObject", f"waits for {ref}: no spec names it; type: kvmd get {ref.kind}"
+                BLOCKED,
+                True,
+                "WaitsForObject",
+                f"waits for {ref}: no spec names it, or its file is not what that says; type: kvmd get {ref.kind}",
             )
             for ref in self.unknown
         )
