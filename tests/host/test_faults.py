@@ -193,7 +193,7 @@ def test_the_way_to_a_file_is_walked_as_its_user(tmp_path: Path, monkeypatch: py
         base.write_bytes(bytes(MEGABYTE))
         words = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(top)]
         subprocess.run(words, check=True)
-        xml = f"<domain><devices><disk><source file='{top}'/></disk></devices></domain>"
+        xml = f"<domain><devices><disk><driver type='qcow2'/><source file='{top}'/></disk></devices></domain>"
         nobody = reach.User(65534, 65534)
         assert reach.barred(xml, nobody) == ("", "")
         (folder / "base").chmod(0o700)
