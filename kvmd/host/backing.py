@@ -1,81 +1,99 @@
-"""What a disk image stands on: every way in which an overlay may name files of this host."""
+"""What disk images stand on, and what stands on them: read from their headers, asked of nobody."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+import stat
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
+from kvmd.host.attributes import mark_on
+from kvmd.host.bases import bases_of, real_bases
 from kvmd.host.disk_header import read_header
+from kvmd.observed import said_format
 
-LONGEST_CHAIN = 32
-_JSON = "json:"
-_PROTOCOLS = ("file:", "host_device:")  # of files of this host; what else has one is on the network
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A disk of a domain that is a file or a block device; libvirt takes it for raw where nobody said more."""
-
-    path: str
-    format: str
-    written: bool
+MOST_LINKS = 64
 
 
-def disks_in(domain: ElementTree.Element) -> Iterator[Disk]:
-    """The disks of a domain's XML."""
-    for element in domain.findall("devices/disk"):
-        source, driver = element.find("source"), element.find("driver")
-        path = "" if source is None else source.get("file") or source.get("dev") or ""
-        if path:
-            format = "raw" if driver is None else driver.get("type", "raw")
-            yield Disk(path, format, element.find("readonly") is None)
-
-
-def real_bases(path: str, said: str = "") -> frozenset[str]:
-    """Every file under that one, with every symbolic link followed."""
-    return frozenset(os.path.realpath(base) for base in all_under(path, said))
-
-
-def all_under(path: str, said: str = "") -> Iterator[str]:
-    """Every file under that one, to the bottom of its chain; under one that is *said* to be raw there is none."""
-    waiting, seen = [(path, said)], {path}
-    while waiting:
-        here, said = waiting.pop()
+def chain_of(path: str, format: str) -> list[tuple[str, str]]:
+    """That file and every file under it, each with its format; it ends where a header says nothing that is plain."""
+    found = [(path, format)]
+    while format == "qcow2" and len(found) < MOST_LINKS:
         try:
-            header = read_header(os.path.realpath(here), 0, said)
+            header = read_header(os.path.realpath(path), 0)
         except OSError:
-            continue
-        for base in bases_of(here, header.backing):
-            if base not in seen and len(seen) <= LONGEST_CHAIN:
-                seen.add(base)
-                waiting.append((base, header.backing_format))
-                yield base
+            break
+        below = os.path.join(os.path.dirname(path), header.backing) if header.backing else ""
+        if not below or ":" in header.backing.partition("/")[0]:
+            break
+        path, format = below, header.backing_format
+        found.append((path, format))
+    return found
 
 
-def bases_of(path: str, backing: str) -> Iterator[str]:
-    """The files that one with this word in its header stands on: as QEMU does, from where the overlay was named."""
-    for name in _file_names(backing) if backing.startswith(_JSON) else filter(None, (backing,)):
-        yield os.path.join(os.path.dirname(path), _without_protocol(name))
+def files_under(domain: str) -> set[str]:
+    """Every file that the disks of this XML of a domain lead to."""
+    found: set[str] = set()
+    for disk in ElementTree.fromstring(domain).findall("devices/disk"):
+        path, format = source_of(disk)
+        if path:
+            found.update(name for name, _ in chain_of(path, format))
+    return found
 
 
-def _file_names(text: str) -> Iterator[str]:
-    """The files in QEMU's long form, whose options may be nested or flat (`file.filename`)."""
+def source_of(disk: ElementTree.Element) -> tuple[str, str]:
+    """The file or block device under a disk of a domain's XML, and its format; "" for one on a server or none."""
+    source, driver = disk.find("source"), disk.find("driver")
+    path = "" if source is None else source.get("file") or source.get("dev") or ""
+    return path, "raw" if driver is None else driver.get("type", "raw")
+
+
+def overlays_on(path: str, folders: Iterable[str], *, to_the_bottom: bool = False) -> list[str]:
+    """The files in these folders, and in its own, that stand on it, directly or through others, by any name."""
+    real, found = os.path.realpath(path), []
+    for folder in {*folders, os.path.dirname(path)}:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(folder):
+                with contextlib.suppress(OSError):
+                    if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, real, to_the_bottom):
+                        found.append(entry.path)
+    return sorted(found)
+
+
+def put_over(disk: ElementTree.Element, overlay: str, under: list[tuple[str, str]]) -> None:
+    """Let the disk of a domain be *overlay*, a qcow2 file, and say what it stands on, top first."""
+    for name in ("source", "backingStore", "mirror"):
+        for element in disk.findall(name):
+            disk.remove(element)
+    disk.set("type", "file")
+    driver = disk.find("driver")
+    if driver is None:
+        driver = ElementTree.SubElement(disk, "driver", {"name": "qemu"})
+    driver.set("type", "qcow2")
+    ElementTree.SubElement(disk, "source", {"file": overlay})
+    if not all(format for _, format in under):
+        return  # libvirt finds out what no header names
+    parent = disk
+    for path, format in under:
+        kind, word = ("block", "dev") if _is_block(path) else ("file", "file")
+        parent = ElementTree.SubElement(parent, "backingStore", {"type": kind})
+        ElementTree.SubElement(parent, "format", {"type": format})
+        ElementTree.SubElement(parent, "source", {word: path})
+    ElementTree.SubElement(parent, "backingStore")
+
+
+def _stands_on(overlay: str, real: str, to_the_bottom: bool) -> bool:
+    mark = mark_on(overlay)
+    said = said_format(mark) if mark is not None else ""
+    if to_the_bottom:
+        return real in real_bases(overlay, said)
+    header = read_header(overlay, 0, said)
+    return any(os.path.realpath(base) == real for base in bases_of(overlay, header.backing))
+
+
+def _is_block(path: str) -> bool:
     try:
-        waiting: list[Any] = [json.loads(text.removeprefix(_JSON))]
-    except ValueError:
-        return
-    while waiting:
-        value = waiting.pop()
-        for key, inner in value.items() if isinstance(value, dict) else ():
-            if isinstance(inner, dict):
-                waiting.append(inner)
-            elif isinstance(inner, str) and key.rpartition(".")[2] == "filename":
-                yield inner
-
-
-def _without_protocol(name: str) -> str:
-    return next((name.removeprefix(word) for word in _PROTOCOLS if name.startswith(word)), name)
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False

@@ -10,7 +10,8 @@ from typing import Any
 import libvirt
 
 from kvmd import ops
-from kvmd.host.backing import disks_in, real_bases
+from kvmd.host.backing import source_of
+from kvmd.host.bases import real_bases
 
 
 def find_pool(connection: Any, uuid: str) -> Any:
@@ -99,8 +100,8 @@ def _needs(text: str, path: str, real: str) -> bool:
     boot = [root.findtext(place) or "" for place in ("os/kernel", "os/initrd")]
     if any(os.path.realpath(name) == real for name in boot if name):
         return True
-    disks = disks_in(root)
-    return any(os.path.realpath(disk.path) == real or real in real_bases(disk.path, disk.format) for disk in disks)
+    disks = (source_of(disk) for disk in root.findall("devices/disk"))
+    return any(os.path.realpath(name) == real or real in real_bases(name, format) for name, format in disks if name)
 
 
 def resize_block(connection: Any, operation: ops.VolumeGrow) -> None:

@@ -16,7 +16,7 @@ from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.errors import Blocked, Refused, Retry
 from kvmd.host.attributes import mark_on, put_mark
-from kvmd.host.backing import real_bases
+from kvmd.host.backing import overlays_on
 from kvmd.host.disk_header import Header, read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
@@ -40,7 +40,7 @@ from kvmd.host.servers import ask
 from kvmd.host.storage_facts import StorageFacts, volume_id
 from kvmd.host.transfer import bring
 from kvmd.host.trash import empty, overdue_in, throw_away
-from kvmd.observed import File, Image, said_format
+from kvmd.observed import File, Image
 
 MOST_TRANSFERS = 3
 MEDIA_SECONDS = 86400.0
@@ -218,7 +218,7 @@ class StorageActs:
         users, folders = self._libvirt.call(operation, lambda c: (domains_standing_on(c, path), pool_paths(c)))
         if users:
             raise Blocked(f"{what}: used by {', '.join(users[:4])}", hint=f"see: virsh domblklist {users[0]}")
-        overlays = _overlays_on(path, folders)
+        overlays = overlays_on(path, folders, to_the_bottom=True)
         if overlays:
             raise Blocked(f"{what}: {', '.join(overlays[:4])} stands on it", hint="remove or flatten that first")
 
@@ -317,19 +317,3 @@ def _refuse_header(operation: ops.ImageFetch, header: Header, part: str) -> None
         os.unlink(part)
         what = f"stands on {header.backing}" if header.backing else "keeps its data in another file"
         raise Refused(f"{source} {what}", hint="make it whole first: qemu-img convert -O qcow2 OLD NEW")
-
-
-def _overlays_on(path: str, folders: list[str]) -> list[str]:
-    found = []
-    for folder in {*folders, os.path.dirname(path)}:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(folder):
-                with contextlib.suppress(OSError):
-                    if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, path):
-                        found.append(entry.path)
-    return sorted(found)
-
-
-def _stands_on(overlay: str, path: str) -> bool:
-    mark = mark_on(overlay)
-    return os.path.realpath(path) in real_bases(overlay, said_format(mark) if mark is not None else "")

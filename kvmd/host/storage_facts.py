@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from kvmd.api.resource import Ref
 from kvmd.host.attributes import mark_on
-from kvmd.host.backing import bases_of
+from kvmd.host.bases import bases_of
 from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore

@@ -228,6 +228,7 @@ def test_a_directory_that_qemu_may_not_enter(agent: Agent) -> None:
     agent.write("vm.yaml", vm("web", "Always", more=disk))
     said = says(agent, "VirtualMachine/web", "may not enter", 90)
     assert "QEMU runs as nobody, who may not enter /srv/private (drwx------ root), on the way to /srv" in said, said
+    assert "failed" not in virsh("domstate", "web", "--reason"), "it was not even tried"
     command = re.search(r"type: (chmod \S+ \S+)", said)
     assert command is not None
     run(*command[1].split())

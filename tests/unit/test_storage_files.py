@@ -15,8 +15,9 @@ pytest.importorskip("libvirt")
 from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
-from kvmd.host import storage_acts, storage_facts
-from kvmd.host.backing import all_under
+from kvmd.host import backing, storage_acts, storage_facts
+from kvmd.host.backing import overlays_on
+from kvmd.host.bases import all_under
 from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
@@ -116,13 +117,13 @@ FORMS: dict[str, Callable[[Path], str]] = {
 def test_what_stands_on_an_image_is_seen_under_every_name(house: Path, form: str) -> None:
     top = overlay(house / "pool" / "top.qcow2", FORMS[form](house))
     assert held(house, seen(house)) == (str(top),)
-    assert storage_acts._overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")]) == [str(top)]
+    assert overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")], to_the_bottom=True) == [str(top)]
 
 
 def test_who_removes_an_image_looks_through_every_chain_to_its_bottom(house: Path) -> None:
     middle = overlay(house / "elsewhere" / "middle", "../images/base.qcow2")
     top = overlay(house / "pool" / "top.qcow2", str(middle))
-    assert storage_acts._overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")]) == [str(top)]
+    assert overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")], to_the_bottom=True) == [str(top)]
 
 
 @pytest.mark.parametrize("backing", ["nbd://127.0.0.1/base.qcow2", "json:{nonsense", "json:[]", "./top.qcow2"])
@@ -162,14 +163,16 @@ def test_a_raw_volume_is_what_its_spec_said_whatever_its_guest_wrote(
     evil = overlay(house / "pool" / "data.raw", f"{house}/images/base.qcow2")
     fact = seen(house)[Key("volume", "disks/data.raw")]
     assert isinstance(fact, Volume) and fact.backing, "a stranger's file is what it looks like"
-    for module in (storage_facts, storage_acts):
+    for module in (storage_facts, backing):
         monkeypatch.setattr(module, "mark_on", lambda path: MARK if path == str(evil) else None)
     facts = seen(house)
     fact = facts[Key("volume", "disks/data.raw")]
     assert isinstance(fact, Volume)
     assert (fact.format, fact.backing, fact.capacity) == ("raw", "", evil.stat().st_size)
     assert (
-        held(house, facts) == () == tuple(storage_acts._overlays_on(f"{house}/images/base.qcow2", [f"{house}/pool"]))
+        held(house, facts)
+        == ()
+        == tuple(overlays_on(f"{house}/images/base.qcow2", [f"{house}/pool"], to_the_bottom=True))
     )
 
 

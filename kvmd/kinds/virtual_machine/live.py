@@ -147,7 +147,7 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
         if name == TRAY and change.after is None:  # it stays until the next boot, what lies in it does not
             element = dict(xml.disk_elements(running.root, running.known))[name]
             return _update(domain, xml.ALIAS_DISK + name, element, replace(device, source=None), "path", "format")
-        if device.bus not in xml.HOT_PLUG_BUSES:
+        if device.bus not in xml.HOT_PLUG_BUSES or _is_empty_tray(change.after):
             return None
         alias = xml.ALIAS_DISK + name
         if change.after:
@@ -161,6 +161,11 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
         element = dict(xml.disk_elements(running.root, running.known))[name]
         return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")
     return None
+
+
+def _is_empty_tray(device: object) -> bool:
+    """libvirt 9.0 cannot plug one in: it looks for the name of the file that is not there."""
+    return isinstance(device, DiskState) and device.device == "cdrom" and device.source is None
 
 
 def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.Op | None:

@@ -118,6 +118,8 @@ def _maximum_put(root: Element, maximum: int) -> None:
 
 
 def _mode_put(root: Element, mode: str) -> None:
+    if mode == mode_of(root) == BALLOON:
+        return  # its cells, if it has any, are what somebody wrote
     guest, maximum = guest_of(root) or 0, maximum_of(root) or 0
     for model in ("virtio-mem", "dimm"):
         for device in _devices(root, model):
