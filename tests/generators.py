@@ -302,7 +302,13 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
             {"model": "none"},
             None,
         ],
-        watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
+        watchdog=[
+            chance.fields(
+                model=("i6300esb",) if "q35" in kind else ("i6300esb", "ib700"),
+                action=("reset", "poweroff", "none"),
+            ),
+            None,
+        ],
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
     spec |= {"devices": devices} if devices else {}

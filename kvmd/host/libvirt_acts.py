@@ -13,7 +13,7 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import KvmdError, Refused, Retry, Stale
-from kvmd.host import hot_plug, power_button, snapshot_acts
+from kvmd.host import hot_plug, power_button, snapshot_acts, unplug
 from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
@@ -193,8 +193,8 @@ class LibvirtActs:
                 domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
                 hot_plug.attach(domain, alias)
-            case ops.DomainDetach(alias=alias, xml=xml):
-                _detach(domain, alias, xml)
+            case ops.DomainDetach():
+                unplug.detach(domain, operation)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
                 with lent(self._connection, xml):
                     domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
@@ -294,18 +294,3 @@ def _undefine(domain: Any, nvram: bool) -> None:
     flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
-
-
-def _detach(domain: Any, alias: str, xml: str) -> None:
-    """Ask the guest to let go; by alias libvirt does not wait for its answer."""
-    try:
-        if xml:
-            domain.detachDeviceFlags(xml, LIVE)
-        else:
-            domain.detachDeviceAlias(alias, LIVE)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
-            return
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            return  # it was asked before and has not answered yet: the next look decides
-        raise

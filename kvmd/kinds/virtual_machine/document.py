@@ -11,6 +11,7 @@ from typing import Any
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
 from kvmd.kinds.virtual_machine import domain, filesystems, host_devices, numa, slots
+from kvmd.kinds.virtual_machine.board import forget_itco
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import place_nvram
 from kvmd.plan.difference import Change
@@ -105,8 +106,7 @@ def _leave_chipset(root: Element, want: State) -> None:
     for controller in devices.findall("controller"):
         if controller.get("type") != "scsi":
             devices.remove(controller)
-    for watchdog in devices.findall("watchdog[@model='itco']"):
-        devices.remove(watchdog)  # part of the q35 chipset; libvirt 9.1 and newer write it down by themselves
+    forget_itco(devices)  # part of the q35 chipset
     for device in devices:
         for address in device.findall("address"):
             device.remove(address)

@@ -17,6 +17,7 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
 from kvmd.kinds.virtual_machine.install import TRAY
+from kvmd.kinds.virtual_machine.unplug import was_asked
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.xmlmap import Element
@@ -196,7 +197,8 @@ def _detach(domain: Domain, alias: str, element: Element) -> ops.Op:
     """By alias; a guest that was adopted while it ran has other aliases until its next boot: by its element."""
     found = element.find("alias")
     named = found is not None and found.get("name") == alias
-    return ops.DomainDetach(domain.name, domain.uuid, alias, "" if named else xmlmap.serialise(element))
+    xml = "" if named else xmlmap.serialise(element)
+    return ops.DomainDetach(domain.name, domain.uuid, alias, xml, was_asked(domain, alias))
 
 
 def _update(domain: Domain, alias: str, element: Element, want: DiskState | NicState, *paths: str) -> ops.Op:

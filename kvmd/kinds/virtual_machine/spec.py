@@ -298,6 +298,8 @@ class Spec(SpecModel):
         _once((f"{forward.protocol}/{forward.host}" for forward in forwards), "the host port")
         if self.firmware is not None:
             self.firmware.agree_with(self.machine)
+        if self.devices.watchdog is not None:
+            self.devices.watchdog.agree_with(self.machine)
         if "q35" in self.machine and any(disk.bus == "ide" for disk in self.disks):
             raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
         if sum(disk.bus == "ide" for disk in self.disks) > 4:
