@@ -187,8 +187,9 @@ class Situation:
             self.machine.facts[Key("file", path)] = File(path, "missing")
         for path, held in self.words.get("replacedFiles", {}).items():
             self.machine.facts[Key("file", path)] = File(path, "regular", 2, path, replaced=held)
+        keeper = next((ref for ref in sorted(self.resources, key=str) if ref.kind == "Image"), None)
         for path, names in self.words.get("trash", {}).items():
-            self.machine.facts[Key("trash", path)] = Trash(path, tuple(names))
+            self.machine.facts[Key("trash", path)] = Trash(path, tuple(names), keeper)
 
     def _disturb(self) -> None:
         """What somebody, or the guests, have done since."""

@@ -8,7 +8,10 @@ import stat
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 
+from kvmd.host.attributes import mark_on
+from kvmd.host.bases import bases_of, real_bases
 from kvmd.host.disk_header import read_header
+from kvmd.observed import said_format
 
 MOST_LINKS = 64
 
@@ -46,14 +49,14 @@ def source_of(disk: ElementTree.Element) -> tuple[str, str]:
     return path, "raw" if driver is None else driver.get("type", "raw")
 
 
-def overlays_on(path: str, folders: Iterable[str]) -> list[str]:
-    """The files in these folders, and in its own, that stand directly on it."""
-    found = []
+def overlays_on(path: str, folders: Iterable[str], *, to_the_bottom: bool = False) -> list[str]:
+    """The files in these folders, and in its own, that stand on it, directly or through others, by any name."""
+    real, found = os.path.realpath(path), []
     for folder in {*folders, os.path.dirname(path)}:
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder):
                 with contextlib.suppress(OSError):
-                    if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, path):
+                    if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, real, to_the_bottom):
                         found.append(entry.path)
     return sorted(found)
 
@@ -80,12 +83,13 @@ def put_over(disk: ElementTree.Element, overlay: str, under: list[tuple[str, str
     ElementTree.SubElement(parent, "backingStore")
 
 
-def _stands_on(overlay: str, path: str) -> bool:
-    if overlay == path:
-        return False
-    header = read_header(overlay, 0)
-    backing = os.path.join(os.path.dirname(overlay), header.backing) if header.backing else ""
-    return backing == path
+def _stands_on(overlay: str, real: str, to_the_bottom: bool) -> bool:
+    mark = mark_on(overlay)
+    said = said_format(mark) if mark is not None else ""
+    if to_the_bottom:
+        return real in real_bases(overlay, said)
+    header = read_header(overlay, 0, said)
+    return any(os.path.realpath(base) == real for base in bases_of(overlay, header.backing))
 
 
 def _is_block(path: str) -> bool:

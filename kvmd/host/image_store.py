@@ -13,11 +13,11 @@ from typing import Any
 
 from kvmd.api.mark import Mark
 from kvmd.errors import Retry
+from kvmd.host.trash import throw_away
 from kvmd.observed import Fact, Image, Key
 
 SIDE = ".json"
 PARTS = ".parts"
-MEDIA = "media-"
 
 
 class ImageStore:
@@ -101,19 +101,20 @@ class ImageStore:
         """What was fetched for drives of guests, and has been here for long; it may go if no guest has it."""
         found = []
         for image in self.facts().values():
-            if isinstance(image, Image) and image.name.startswith(MEDIA) and image.mark is None:
+            if isinstance(image, Image) and image.is_medium:
                 with contextlib.suppress(OSError):
                     if time.time() - os.stat(image.path + SIDE).st_mtime > seconds:
                         found.append(image)
         return found
 
     def with_digest(self, checksum: str) -> Image | None:
-        """An image with that very content, or None."""
-        facts = self.facts().values()
-        return next((fact for fact in facts if isinstance(fact, Image) and fact.digest == checksum), None)
+        """An image with that very content, or None; a medium of a guest may have come for it alone."""
+        images = (fact for fact in self.facts().values() if isinstance(fact, Image))
+        return next((image for image in images if image.digest == checksum and not image.is_medium), None)
 
     def remove(self, image: Image) -> None:
-        """Remove it: the side file first, so that it is never half there."""
-        for path in (image.path + SIDE, image.path):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        """Move it to the trash, since nobody knows every file that may stand on it; the side file goes first."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(image.path + SIDE)
+        with contextlib.suppress(FileNotFoundError):
+            throw_away(image.path)

@@ -13,8 +13,9 @@ from typing import Any
 import libvirt
 
 from kvmd import ops
+from kvmd.api.mark import Mark
 from kvmd.errors import Blocked, Refused, Retry
-from kvmd.host.attributes import put_mark
+from kvmd.host.attributes import mark_on, put_mark
 from kvmd.host.backing import overlays_on
 from kvmd.host.disk_header import Header, read_header
 from kvmd.host.errands import Errands
@@ -23,7 +24,9 @@ from kvmd.host.libvirt_acts import LibvirtActs
 from kvmd.host.libvirt_connection import translate
 from kvmd.host.libvirt_storage import (
     domains_naming,
+    domains_standing_on,
     find_pool,
+    pool_at,
     pool_paths,
     refresh_pool,
     resize_block,
@@ -31,6 +34,7 @@ from kvmd.host.libvirt_storage import (
     undefine_pool,
 )
 from kvmd.host.qemu_img import qemu_img
+from kvmd.host.reach import user_of
 from kvmd.host.seeds import Seeds
 from kvmd.host.servers import ask
 from kvmd.host.storage_facts import StorageFacts, volume_id
@@ -118,18 +122,35 @@ class StorageActs:
     def _match_pool(self, operation: ops.StorageOp) -> None:
         match operation:
             case ops.PoolDefine(path=path, xml=xml, mark=mark):
+                self._refuse_directory_of_another(operation, path, mark)
                 os.makedirs(path, mode=0o711, exist_ok=True)
-                put_mark(path, mark)
                 self._libvirt.call(operation, lambda connection: connection.storagePoolDefineXML(xml))
+                put_mark(path, mark)  # killed before, it is known as ours by its UUID
             case ops.PoolStart(uuid=uuid):
                 self._libvirt.call(operation, lambda c: start_pool(c, uuid))
             case ops.PoolSetAutostart(uuid=uuid, enabled=enabled):
                 self._libvirt.call(operation, lambda c: find_pool(c, uuid).setAutostart(int(enabled)))
             case ops.PoolUndefine(uuid=uuid, path=path):
                 self._libvirt.call(operation, lambda c: undefine_pool(c, uuid))
-                put_mark(path, None)
+                there = mark_on(path)
+                if there is not None and there.object_id == uuid:
+                    put_mark(path, None)
             case ops.PoolMark(path=path, mark=mark):
+                self._refuse_directory_of_another(operation, path, mark)
                 put_mark(path, mark)
+
+    def _refuse_directory_of_another(self, operation: ops.StorageOp, path: str, mark: Mark | None) -> None:
+        """Raise Refused where the directory carries the mark of a pool that is there: one directory, one pool."""
+        there = mark_on(path)
+        if there is None or mark is None or there.object_id == mark.object_id:
+            return
+        other = self._libvirt.call(operation, lambda c: pool_at(c, there.object_id))
+        if other is not None and os.path.realpath(other[1]) == os.path.realpath(path):
+            raise Refused(
+                f"{operation.describe()}: {path} is the directory of pool {other[0]}, {there.ref} of owner "
+                f"'{there.owner}'",
+                hint="let volumes name that pool, or choose another directory",
+            )
 
     def _transfer(self, operation: ops.StorageOp, act: Callable[[Any], None]) -> None:
         """Run it beside few others, its progress shown under its name."""
@@ -152,7 +173,7 @@ class StorageActs:
         size = os.stat(part).st_size
         header = read_header(part, size)
         _refuse_header(operation, header, part)
-        os.chmod(part, 0o444)
+        self._show(operation, part)
         os.rename(part, path)
         images.write(
             Image(
@@ -163,6 +184,17 @@ class StorageActs:
             images.supersede(operation.mark)
         self._sweep(operation)
 
+    def _show(self, operation: ops.ImageFetch, path: str) -> None:
+        """Let guests read it; where a login was asked for, nobody but QEMU."""
+        login = operation.login
+        if not (login.user or login.secret or login.cookies):
+            os.chmod(path, 0o444)
+            return
+        os.chmod(path, 0o400)
+        qemu = user_of("<domain/>", self._libvirt.call(operation, lambda c: c.getCapabilities()))
+        if qemu is not None:
+            os.chown(path, qemu.number, qemu.group)
+
     def _progress(self, name: str) -> Callable[[int, int], None]:
         return lambda done, total: self._storage.errands.progress(name, done, total)
 
@@ -172,6 +204,7 @@ class StorageActs:
             with contextlib.suppress(Blocked):
                 self._refuse_in_use(operation, image.path, f"image {image.name}")
                 self._storage.images.remove(image)
+        self._empty_trash_of(self._storage.images.directory)  # with no Image left, nobody else does
 
     def _remove_image(self, operation: ops.ImageRemove, image: Image | None) -> None:
         if image is None:
@@ -182,10 +215,10 @@ class StorageActs:
 
     def _refuse_in_use(self, operation: ops.StorageOp, path: str, what: str) -> None:
         """Raise Blocked while a domain names the file or another file stands on it, whoever made those."""
-        users, folders = self._libvirt.call(operation, lambda c: (domains_naming(c, path), pool_paths(c)))
+        users, folders = self._libvirt.call(operation, lambda c: (domains_standing_on(c, path), pool_paths(c)))
         if users:
             raise Blocked(f"{what}: used by {', '.join(users[:4])}", hint=f"see: virsh domblklist {users[0]}")
-        overlays = overlays_on(path, folders)
+        overlays = overlays_on(path, folders, to_the_bottom=True)
         if overlays:
             raise Blocked(f"{what}: {', '.join(overlays[:4])} stands on it", hint="remove or flatten that first")
 
@@ -232,7 +265,7 @@ class StorageActs:
     def _make(self, operation: ops.VolumeCreate, path: str) -> None:
         size = [str(operation.capacity)] if operation.capacity else []
         if operation.source:
-            total = read_header(operation.source, os.stat(operation.source).st_size).capacity
+            total = read_header(operation.source, os.stat(operation.source).st_size, operation.source_format).capacity
             report = self._progress(operation.name)
             words = ("convert", "-p", "-f", operation.source_format, "-O", operation.format, operation.source, path)
             qemu_img(*words, progress=lambda share: report(int(share * total), total))
@@ -246,7 +279,7 @@ class StorageActs:
 
     def _grow(self, operation: ops.VolumeGrow) -> None:
         """In the guest where one runs on it; a file that QEMU holds is locked against qemu-img."""
-        now = read_header(operation.path, os.stat(operation.path).st_size).capacity
+        now = read_header(operation.path, os.stat(operation.path).st_size, operation.format).capacity
         if now > operation.capacity:
             raise Refused(f"{operation.describe()}: it has {now} bytes already", hint="a volume never shrinks")
         if operation.uuid:
@@ -256,12 +289,13 @@ class StorageActs:
 
     def _trash(self, operation: ops.VolumeTrash) -> None:
         self._refuse_in_use(operation, operation.path, operation.describe())
-        put_mark(operation.path, None)
-        throw_away(operation.path)
-        folder = os.path.dirname(operation.path)
-        if (old := overdue_in(folder)) is not None:  # of a pool that has no spec, nobody else empties it
-            empty(folder, old.overdue)
+        put_mark(throw_away(operation.path), None)  # killed before, it is in the trash all the same
+        self._empty_trash_of(os.path.dirname(operation.path))  # of a pool that has no spec, nobody else empties it
         self._libvirt.call(operation, lambda c: refresh_pool(c, operation.name.partition("/")[0]))
+
+    def _empty_trash_of(self, folder: str) -> None:
+        if (old := overdue_in(folder)) is not None:
+            empty(folder, old.overdue)
 
 
 def bring_or_have(

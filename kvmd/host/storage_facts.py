@@ -11,15 +11,18 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from kvmd.api.resource import Ref
 from kvmd.host.attributes import mark_on
+from kvmd.host.bases import bases_of
 from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
 from kvmd.host.trash import overdue_in
-from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume
+from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume, said_format
 
 MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
@@ -37,6 +40,8 @@ class StorageFacts:
         self._libvirt: tuple[Mapping[Key, Fact], tuple[Pool, ...]] = ({}, ())  # and the pools in it
         self._volumes: dict[Key, tuple[tuple[int, ...], Volume]] = {}
         self._store: Mapping[Key, Fact] = {}
+        self._overlays: dict[str, list[str]] = {}  # what stands on each of our files
+        self._real: dict[str, str] = {}  # our files, symbolic links followed
         self._servers: dict[Key, Server] = {}
         self.facts: Mapping[Key, Fact] = {}
 
@@ -81,17 +86,9 @@ class StorageFacts:
 
     def _look_at_holders(self, users: Mapping[str, tuple[str, ...]]) -> dict[Key, Fact]:
         """Who stands on each of our files."""
-        overlays: dict[str, list[str]] = {}
-        ours = [image.path for image in self._store.values() if isinstance(image, Image)]
-        for _, volume in self._volumes.values():
-            if volume.backing:
-                folder = os.path.dirname(volume.path)
-                overlays.setdefault(os.path.join(folder, volume.backing), []).append(volume.path)
-            if volume.mark is not None:
-                ours.append(volume.path)
         found: dict[Key, Fact] = {}
-        for path in ours:
-            holders = Holders(path, users.get(path, ()), tuple(sorted(overlays.get(path, ()))))
+        for path, real in self._real.items():
+            holders = Holders(path, users.get(path, ()), tuple(self._overlays.get(real, ())))
             if holders.domains or holders.overlays:
                 key = Key("holders", path)
                 known = self.facts.get(key)
@@ -114,7 +111,27 @@ class StorageFacts:
                 key = Key("volume", f"{pool.name}/{name}")
                 self._take(key, os.path.join(pool.path, name), before.get(key), anew=True)
         trash = {Key("trash", pool.path): fact for pool in pools if (fact := overdue_in(pool.path)) is not None}
-        self._store = {**self._images.facts(), **self._seeds.facts(), **trash}
+        images = self._images.facts()
+        if (fact := overdue_in(self._images.directory)) is not None:
+            trash[Key("trash", fact.path)] = replace(fact, keeper=_first_of(images))
+        self._store = {**images, **self._seeds.facts(), **trash}
+        self._find_overlays()
+
+    def _find_overlays(self) -> None:
+        """What stands directly on our files; who removes one looks through every chain to its bottom.
+
+        Only what has the name of one of ours is looked for: a guest may have written any path into its raw disk.
+        """
+        volumes = sorted((volume for _, volume in self._volumes.values()), key=lambda volume: volume.path)
+        ours = [image.path for image in self._store.values() if isinstance(image, Image)]
+        ours += [volume.path for volume in volumes if volume.mark is not None]
+        self._real = {path: os.path.realpath(path) for path in ours}
+        names = {os.path.basename(real) for real in self._real.values()}
+        self._overlays = {}
+        for volume in volumes:
+            for base in bases_of(volume.path, volume.backing):
+                if os.path.basename(base) in names:
+                    self._overlays.setdefault(os.path.realpath(base), []).append(volume.path)
 
     def _look_at_marked(self) -> None:
         for key, known in list(self._volumes.items()):
@@ -146,8 +163,15 @@ def _files_in(pool: Pool) -> Iterator[str]:
     yield from (name for name in names if not name.startswith(HIDDEN))
 
 
+def _first_of(images: Mapping[Key, Fact]) -> Ref | None:
+    """The first Image that is in the store and is there to stay."""
+    marks = (fact.mark for _, fact in sorted(images.items()) if isinstance(fact, Image))
+    return next((mark.ref for mark in marks if mark is not None and not mark.retained), None)
+
+
 def _volume(name: str, path: str, status: os.stat_result) -> Volume:
-    header = read_header(path, status.st_size)
+    mark = mark_on(path)
+    header = read_header(path, status.st_size, said_format(mark) if mark is not None else "")
     return Volume(
         name=name,
         uuid=volume_id(name, status),
@@ -157,7 +181,7 @@ def _volume(name: str, path: str, status: os.stat_result) -> Volume:
         backing=header.backing,
         backing_format=header.backing_format,
         data_file=header.data_file,
-        mark=mark_on(path),
+        mark=mark,
     )
 
 

@@ -85,6 +85,7 @@ def _from_system(error: OSError, operation: ops.ImageFetch, part: str) -> Retry:
 
 
 def _copy(source: str, part: str, progress: Progress) -> None:
+    _forget(part)  # it may be another name of an image that has come already
     with open(source, "rb") as origin, open(part, "wb") as target:
         total, done = os.fstat(origin.fileno()).st_size, 0
         while data := origin.read(CHUNK_BYTES):
@@ -115,6 +116,8 @@ def _download(url: str, part: str, progress: Progress, login: ops.Login) -> None
         length = answer.headers.get("Content-Length")
         total = done + int(length) if length and length.isdecimal() else 0
         _room_for(total - done, part)
+        if not resumed:
+            _forget(part)  # before the new one is named: what comes next must not be added to another file
         _note_validator(part, answer.headers)
         with open(part, "ab" if resumed else "wb") as target:
             for data in _chunks(answer, url, total):

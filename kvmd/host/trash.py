@@ -1,4 +1,4 @@
-"""The trash beside the volumes of a pool: what is thrown away lies there for a week, named by when it came."""
+"""The trash beside the volumes of a pool and in the image store: for a week, named by when it came."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ FOLDER = ".kvmd-trash"
 KEPT_SECONDS = 7 * 86400.0
 
 
-def throw_away(path: str) -> None:
-    """Move a file into the trash of its directory. Raises OSError."""
+def throw_away(path: str) -> str:
+    """Move a file into the trash of its directory; where it is now. Raises OSError."""
     folder, file = os.path.split(path)
     trash = os.path.join(folder, FOLDER)
     os.makedirs(trash, mode=0o700, exist_ok=True)
-    os.rename(path, os.path.join(trash, f"{int(time.time())}-{file}"))
+    when = int(time.time())
+    while os.path.lexists(moved := os.path.join(trash, f"{when}-{file}")):
+        when += 1
+    os.rename(path, moved)
+    return moved
 
 
 def overdue_in(folder: str) -> Trash | None:

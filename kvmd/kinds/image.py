@@ -15,7 +15,7 @@ from kvmd.api.quantity import HostPath, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel, hash_of
 from kvmd.api.schema import branch, leaf
 from kvmd.api.status import BLOCKED, Condition
-from kvmd.observed import File, Key, Transfer
+from kvmd.observed import File, Key, Transfer, Trash
 from kvmd.observed import Image as Fact
 from kvmd.plan.holders import refuse_held
 from kvmd.plan.look import Look
@@ -94,7 +94,7 @@ class Spec(SpecModel):
     )
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete",
-        about="When the spec goes: remove the file once nothing stands on it, or keep it.",
+        about="When the spec goes: move the file to the trash of the store once nothing stands on it, or keep it.",
         example="Delete",
     )
 
@@ -170,7 +170,11 @@ def plan(ref: Ref, look: Look) -> Draft:
         return Draft(operations, conditions=waits, settled=False, status=_status(resource, None, look))
     there = fact.mark
     fresh = there is not None and there.says_the_same_as(mark) and there.ref == ref and not there.retained
-    return Draft(() if fresh else (ops.ImageMark(fact.name, mark),), status=_status(resource, fact, look))
+    steps: list[ops.Op] = [] if fresh else [ops.ImageMark(fact.name, mark)]
+    trash = look.fact(Key("trash", look.rules.images))
+    if isinstance(trash, Trash) and trash.keeper == ref:
+        steps.append(ops.TrashEmpty("the image store", trash.path, trash.overdue))
+    return Draft(tuple(steps), status=_status(resource, fact, look), asked_elsewhere=fresh)
 
 
 def _mark(resource: Resource, fact: Fact | None, applied: Applied | None, look: Look) -> Mark:
@@ -208,7 +212,7 @@ def _fetch(resource: Resource, mark: Mark) -> ops.ImageFetch:
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
-    """Remove the file; the host refuses while anything stands on it."""
+    """Move the file to the trash; the host refuses while anything stands on it."""
     fact, applied = look.fact(key), look.applied(ref)
     if not isinstance(fact, Fact):
         return Draft()

@@ -108,7 +108,7 @@ def plan(ref: Ref, look: Look) -> Draft:
         operations.append(ops.PoolStart(pool.name, uuid))
     trash = look.fact(Key("trash", pool.path))
     if isinstance(trash, Trash):
-        operations.append(ops.TrashEmpty(pool.name, pool.path, trash.overdue))
+        operations.append(ops.TrashEmpty(f"pool {pool.name}", pool.path, trash.overdue))
     return Draft(
         tuple(operations),
         status=_status(pool, spec),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, model_validator
@@ -15,7 +16,7 @@ from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import STALLED, Condition
 from kvmd.errors import Blocked, Refused
-from kvmd.observed import Domain, Holders, Image, Key, Pool, Transfer
+from kvmd.observed import DEFAULT_FORMAT, Domain, Holders, Image, Key, Pool, Transfer, said_format
 from kvmd.observed import Volume as Fact
 from kvmd.plan.difference import Change
 from kvmd.plan.holders import refuse_held
@@ -65,7 +66,7 @@ class Spec(SpecModel):
         "default", about="StoragePool, or pool of libvirt, that holds it.", example="default", update=Update.IMMUTABLE
     )
     format: Literal["qcow2", "raw"] = leaf(
-        "qcow2", about="Format of the file.", example="qcow2", update=Update.IMMUTABLE
+        DEFAULT_FORMAT, about="Format of the file.", example="qcow2", update=Update.IMMUTABLE
     )
     capacity: Annotated[Size, AfterValidator(_sectors)] | None = leaf(
         None,
@@ -133,9 +134,20 @@ def file_of(ref: Ref, look: Look) -> tuple[str, str] | None:
     if resource is None or not isinstance(resource.spec, Spec):
         return None
     if isinstance(fact, Fact):
-        return fact.path, fact.format
+        if not _is_ours(ref, fact) and _odd_format(resource, fact):
+            return None  # no guest gets it before a person has looked at it
+        return fact.path, _format(ref, resource.spec, fact)
     folder = _pool_folder(Ref("StoragePool", resource.spec.pool), look)
     return (f"{folder}/{_file_name(ref, resource.spec)}", resource.spec.format) if folder else None
+
+
+def _format(ref: Ref, spec: Spec, fact: Fact) -> str:
+    """What its spec said when it was last applied, else says now; never what its guest may have written into it."""
+    return said_format(fact.mark) if fact.mark is not None and fact.mark.ref == ref else spec.format
+
+
+def _is_ours(ref: Ref, fact: Fact) -> bool:
+    return fact.mark is not None and fact.mark.ref == ref
 
 
 def plan(ref: Ref, look: Look) -> Draft:
@@ -152,7 +164,9 @@ def plan(ref: Ref, look: Look) -> Draft:
             return _lost(ref, key, look)
         create = _create(resource, key, mark, look)
         return Draft((create,), needs=needs, settled=False, status=_status(key, None, look))
-    _refuse_other_making(ref, spec, fact, applied)
+    if odd := _odd_format(resource, fact):
+        raise odd
+    _refuse_other_making(ref, spec, fact, applied, look)
     operations: list[ops.Op] = []
     changes: tuple[Change, ...] = ()
     if spec.capacity is not None and spec.capacity != fact.capacity and "capacity" in resource.owned:
@@ -164,11 +178,11 @@ def plan(ref: Ref, look: Look) -> Draft:
             )
         _refuse_covered(ref, fact, look)
         uuid = _running_user(ref, fact.path, look)
-        operations.append(ops.VolumeGrow(key.name, fact.path, fact.format, spec.capacity, uuid))
+        operations.append(ops.VolumeGrow(key.name, fact.path, spec.format, spec.capacity, uuid))
         changes = (Change("capacity", fact.capacity, spec.capacity),)
     if fact.mark is None or fact.mark.retained or not fact.mark.says_the_same_as(mark) or fact.mark.ref != ref:
         operations.append(ops.VolumeMark(key.name, fact.path, mark))
-    return Draft(tuple(operations), changes, status=_status(key, fact, look))
+    return Draft(tuple(operations), changes, status=_status(key, replace(fact, format=spec.format), look))
 
 
 def _lost(ref: Ref, key: Key, look: Look) -> Draft:
@@ -241,21 +255,57 @@ def _pool_path(pool: Ref, look: Look) -> str:
     return folder
 
 
-def _refuse_other_making(ref: Ref, spec: Spec, fact: Fact, applied: Applied | None) -> None:
-    if fact.format != spec.format:
+def _odd_format(resource: Resource, fact: Fact) -> Refused | None:
+    """Why not: it was made in another format, or a stranger's file says more than its spec does."""
+    ref, spec = resource.ref, resource.spec
+    assert isinstance(spec, Spec)
+    ours = _is_ours(ref, fact)
+    made = _format(ref, spec, fact)
+    found = fact.format if made == spec.format and not (ours and made == "raw") else made
+    if found != spec.format:
+        hint = f"write `format: {found}`, or make a new Volume"
+        if not ours and spec.format == "raw":
+            hint = f"a guest to which it was raw may have written that: qemu-img info {fact.path}"
+        return Refused(
+            f"{ref}: the file is {found}, the spec says {spec.format}; a volume is never converted in place",
+            hint=hint,
+        )
+    if not ours and found != "raw" and (fact.backing or fact.data_file) and "format" not in resource.owned:
+        other = f"{fact.backing} below it" if fact.backing else "another file with its data"
+        return Refused(
+            f"{ref}: the file asks for {other}; a guest to which it was a raw disk could have written that, to be "
+            "shown other files of this host",
+            hint=f"see: qemu-img info {fact.path}; if that is right, write `format: qcow2`",
+        )
+    return None
+
+
+def _refuse_other_making(ref: Ref, spec: Spec, fact: Fact, applied: Applied | None, look: Look) -> None:
+    """Raise Refused for another origin or place than it has: nothing makes it anew, and nothing moves it."""
+    asked = host_key(ref, spec, look).name
+    if asked != fact.name:
         raise Refused(
-            f"{ref}: the file is {fact.format}, the spec says {spec.format}; a volume is never converted in place",
-            hint=f"write `format: {fact.format}`, or make a new Volume",
+            f"{ref}: its file is {fact.name}, the spec asks for {asked}; a volume never moves, and is never renamed",
+            hint="write `pool` and `nameOnHost` as they were, or make a new Volume, from a copy of the file: "
+            f"qemu-img convert -f {spec.format} -O {spec.format} {fact.path} NEW",
         )
     if applied is None or not applied.known or not applied.generation:
         return
-    before, after = applied.written.get("from"), spec.origin.model_dump(by_alias=True) if spec.origin else None
-    image = before.get("image") if isinstance(before, Mapping) else None
-    if image != (after or {}).get("image"):
+    before, after = _making(applied.written), _making(spec.model_dump(by_alias=True))
+    if before != after:
         raise Refused(
-            f"{ref}: it was made from {image or 'nothing'}; a volume is never made anew under its guest",
+            f"{ref}: it was made {before}, the spec now says {after}; a volume is never made anew under its guest",
             hint="write `from` as it was, or make a new Volume and let the machine use that",
         )
+
+
+def _making(written: Mapping[str, Any]) -> str:
+    """How a volume of that spec is made."""
+    origin = written.get("from")
+    if not isinstance(origin, Mapping):
+        return "from nothing"
+    full = origin.get("copy") == "Full" or written.get("format") == "raw"
+    return f"{'as a full copy of' if full else 'as an overlay on'} {origin.get('image')}"
 
 
 def _refuse_covered(ref: Ref, fact: Fact, look: Look) -> None:

@@ -14,9 +14,21 @@ from kvmd.api.resource import Ref
 from kvmd.observed.domains import Domain, GuestNic, GuestWords, Overlay, Snapshot
 from kvmd.observed.links import Address, BridgePort, Checkpoint, Link, LinkManager, Moved, Ports, Route, Stacked
 from kvmd.observed.networks import Forwarding, Lease, Leases, Network
-from kvmd.observed.storage import File, Holders, Image, Pool, Server, Transfer, Trash, Volume
+from kvmd.observed.storage import (
+    DEFAULT_FORMAT,
+    File,
+    Holders,
+    Image,
+    Pool,
+    Server,
+    Transfer,
+    Trash,
+    Volume,
+    said_format,
+)
 
 __all__ = [
+    "DEFAULT_FORMAT",
     "HOST",
     "Address",
     "BridgePort",
@@ -51,6 +63,7 @@ __all__ = [
     "Transfer",
     "Trash",
     "Volume",
+    "said_format",
 ]
 
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvmd.api.mark import Mark
+from kvmd.api.resource import Ref
+
+DEFAULT_FORMAT = "qcow2"  # of a Volume whose spec does not say one
+
+
+def said_format(mark: Mark) -> str:
+    """The format of a volume as its spec last said: what lies in the file, a guest may have written."""
+    return str(mark.written.get("format") or DEFAULT_FORMAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,7 @@ class Volume:
     name: str  # pool/file
     uuid: str
     path: str
-    format: str = "raw"  # raw | qcow2
+    format: str = "raw"  # raw | qcow2: what the file looks like; no guest may be given it as that (see said_format)
     capacity: int = 0  # what a guest sees
     backing: str = ""  # the file that an overlay stands on
     backing_format: str = ""
@@ -48,6 +56,11 @@ class Image:
     capacity: int
     digest: str  # sha256:…
     mark: Mark | None = None
+
+    @property
+    def is_medium(self) -> bool:
+        """True where it was fetched for a drive of a guest, and is no object of its own."""
+        return self.mark is None and self.name.startswith("media-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,8 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Trash:
-    """What lies in the trash of a pool's directory for longer than it must be kept."""
+    """What lies in the trash of a directory for longer than it must be kept."""
 
     path: str
     overdue: tuple[str, ...]  # names of files
+    keeper: Ref | None = None  # of the image store: the one Image that has it emptied

@@ -143,10 +143,10 @@ class ImageMark(StorageOp):
 
 @dataclass(frozen=True, slots=True)
 class ImageRemove(StorageOp):
-    """Remove an image from the store; refused while anything stands on it."""
+    """Move an image to the trash of the store; refused while anything stands on it."""
 
     path: str
-    verb: ClassVar[str] = "remove image"
+    verb: ClassVar[str] = "move to the trash: image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +216,14 @@ class SeedRemove(StorageOp):
 
 @dataclass(frozen=True, slots=True)
 class TrashEmpty(StorageOp):
-    """Remove for good what has lain in a pool's trash for long enough."""
+    """Remove for good what has lain in the trash of a pool, or of the image store, for long enough."""
 
     path: str
     files: tuple[str, ...]
 
     def describe(self) -> str:
         """What a plan says of it."""
-        return f"remove for good from the trash of pool {self.name}: {', '.join(self.files)}"
+        return f"remove for good from the trash of {self.name}: {', '.join(self.files)}"
 
 
 @dataclass(frozen=True, slots=True)

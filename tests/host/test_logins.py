@@ -126,8 +126,9 @@ def test_drives_behind_a_login(agent: Agent, servers: Servers) -> None:
     assert any("qemu-system" in line for line in seen) and any(line.startswith("scp ") for line in seen)
     assert agent.hermetic.virsh("secret-list").split()[-1].startswith("-"), "libvirt has none left"
     assert [drive(agent, name)["access"] for name in ("root", "cd0", "cd1")] == ["Direct", "Cached", "Cached"]
-    stored = {path.read_bytes() for path in (agent.folder / "state" / "images").glob("media-*.raw")}
-    assert stored == {blocks[name] for name in "abcd"}
+    media = list((agent.folder / "state" / "images").glob("media-*.raw"))
+    assert {path.read_bytes() for path in media} == {blocks[name] for name in "abcd"}
+    assert {path.stat().st_mode & 0o777 for path in media} == {0o400}, "nobody but QEMU may read them"
 
 
 def offer_of(servers: Servers, name: str) -> bytes:

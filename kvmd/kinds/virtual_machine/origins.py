@@ -41,7 +41,10 @@ class Origins:
         """What to say of the unknown, and of what is still to come."""
         unknown = tuple(
             Condition(
-                BLOCKED, True, "WaitsForObject", f"waits for {ref}: no spec names it; type: kvmd get {ref.kind}"
+                BLOCKED,
+                True,
+                "WaitsForObject",
+                f"waits for {ref}: no spec names it, or its file is not what that says; type: kvmd get {ref.kind}",
             )
             for ref in self.unknown
         )
@@ -127,7 +130,7 @@ def _resolve(spec: Spec, config: State | None, look: Look) -> Origins:
         return Origins(spec)
     files: dict[str, str] = {}
     unknown: dict[Ref, None] = {}
-    present = {disk.name: disk.source for disk in config.disks} if config else {}
+    present = {disk.name: disk for disk in config.disks} if config else {}
     disks = []
     for disk in spec.disks:
         target = stands_on(disk)
@@ -141,7 +144,7 @@ def _resolve(spec: Spec, config: State | None, look: Look) -> Origins:
         elif found is not None:
             disks.append(_with_file(disk, *found))
         elif disk.name in present:
-            disks.append(_with_file(disk, present[disk.name], disk.format or "qcow2"))
+            disks.append(_with_file(disk, present[disk.name].source, present[disk.name].format or "raw"))
     changes: dict[str, object] = {"disks": tuple(disks)}
     if spec.kernel_boot is not None:
         boot: Mapping[str, BootFile | None] = dict(_boot_files(spec, config, look, unknown))
