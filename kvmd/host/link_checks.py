@@ -199,6 +199,12 @@ def check_removable(operation: LinkDelete, now: Snapshot) -> None:
         )
     if link.kind == "tun" and link.carrier:
         raise in_use(operation)
+    above = sorted(other.name for other in now.links.values() if other.parent == link.name)
+    if above:
+        raise Refused(
+            f"cannot {operation.describe()}: {', '.join(above)} would go with it",
+            hint=f"stop the guest or take away the link that stands on it; to look: ip -d link show {above[0]}",
+        )
 
 
 def check_without_ports(operation: LinkDelete, now: Snapshot) -> None:

@@ -27,7 +27,7 @@ ROUTE_DUMP: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, MAIN_TABLE, 0, 0, 1, 0
 _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER = 1, 3, 4, 10, 16, 18, 20, 33
 _PROPERTIES, _ALTNAME = 52, 53
 _PARENT, _PARENT_NAMESPACE = 5, 37
-_STACKED = ("vlan", "vxlan", "macvtap", "macvlan")
+_STACKED = ("vlan", "vxlan", "macvtap", "macvlan", "ipvlan", "ipvtap", "macsec")  # the kernel deletes them with it
 _OF_LINK = frozenset(
     {_PARENT, _PARENT_NAMESPACE, _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER, _PROPERTIES}
 )

@@ -17,6 +17,7 @@ from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change
 from kvmd.plan.links import (
     KERNEL_MTU,
+    above,
     account,
     address_claims,
     address_operations,
@@ -28,8 +29,11 @@ from kvmd.plan.links import (
     link_status,
     normal_addresses,
     owned_paths,
+    ports_of,
+    refuse_below_others,
     renamed,
     same_kind_or_refuse,
+    waits_for,
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -138,8 +142,10 @@ def plan(ref: Ref, look: Look) -> Draft:
         return Draft(tuple(operations), status=link_status(None))
     applied, owned = look.applied(ref), owned_paths(resource, look)
     former = applied.written if applied else {}
-    operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
-    if not link.carrier and any(change.path in ("owner", "group") and change.after is None for change in changes):
+    on_top = above(ports_of(look, link.name))
+    held = link.carrier or bool(on_top)
+    operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias, held)
+    if not held and any(change.path in ("owner", "group") and change.after is None for change in changes):
         # The kernel takes no owner off a TUN that is there: it goes, the next look makes it anew.
         again = ops.LinkDelete(link.name, link.index, alias=link.alias)
         return Draft((again,), tuple(changes), status=link_status(link))
@@ -151,7 +157,9 @@ def plan(ref: Ref, look: Look) -> Draft:
     routes, before = _route_operations(link, spec, former.get("routes", ()))
     if routes:
         changes.append(Change("routes", before, tuple(sorted(route.to for route in spec.routes))))
-    return Draft((*operations, *more, *routes), tuple(changes), tuple(pending), status=link_status(link))
+    noticed = waits_for(on_top) if pending and on_top else ""
+    done = (*operations, *more, *routes)
+    return Draft(done, tuple(changes), tuple(pending), status=link_status(link), noticed=noticed)
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -165,11 +173,12 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         raise Blocked(
             f"{ref}: a process holds TUN {link.name}", hint="stop that process first: fuser -v /dev/net/tun"
         )
+    refuse_below_others(ref, link, look)
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
 def _attributes(
-    link: Link, spec: Spec, account_of: tuple[int | None, int | None], owned: frozenset[str], alias: str
+    link: Link, spec: Spec, account_of: tuple[int | None, int | None], owned: frozenset[str], alias: str, held: bool
 ) -> tuple[list[ops.Op], list[Change], list[Pending]]:
     changes: list[Change] = []
     wanted = KERNEL_MTU if spec.mtu is None else spec.mtu
@@ -189,7 +198,7 @@ def _attributes(
     changes += found
     if not found:
         return operations, changes, []
-    if link.carrier:
+    if held:
         return operations, changes, [Pending(f"spec.{c.path}", c.before, c.after, Update.REPLUG) for c in found]
     operations.append(ops.TapOwner(link.name, link.index, "tun", account_of[0], account_of[1], link.multi_queue))
     return operations, changes, []

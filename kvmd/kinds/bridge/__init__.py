@@ -10,12 +10,22 @@ from kvmd.api.resource import Claim, Ref, Reference
 from kvmd.errors import Blocked, Refused
 from kvmd.kinds.bridge.acts import change, create, former_uplinks, returning
 from kvmd.kinds.bridge.spec import Spec
-from kvmd.kinds.bridge.state import Difference, difference, ports_of, wanted
+from kvmd.kinds.bridge.state import Difference, difference, wanted
 from kvmd.kinds.bridge.status import mtu_conditions, status_of
 from kvmd.kinds.bridge.uplink import Addresses
 from kvmd.observed import Key, Link, Network, Observed
 from kvmd.plan.bridge_settings import Written, refuse_lacking, said
-from kvmd.plan.links import address_claims, addresses_of, let_go, link_key, link_of, renamed, same_kind_or_refuse
+from kvmd.plan.links import (
+    address_claims,
+    addresses_of,
+    let_go,
+    link_key,
+    link_of,
+    ports_of,
+    refuse_below_others,
+    renamed,
+    same_kind_or_refuse,
+)
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.uplinks import (
@@ -138,6 +148,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
             f"{ref}: bridge {link.name} still has ports: {', '.join(foreign)}",
             hint=f"see: bridge link show master {link.name}",
         )
+    refuse_below_others(ref, link, look)
     operations: list[ops.Op] = []
     for name in members:
         port = link_of(look, Key("link", name))
