@@ -10,7 +10,7 @@ from pydantic import model_validator
 from kvmd import ops
 from kvmd.api.bridge_settings import PORT, Numbers
 from kvmd.api.mark import derived_port_mac
-from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
+from kvmd.api.quantity import AccountNumber, Boolean, Integer, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
@@ -60,13 +60,13 @@ class Spec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="tap1", update=Update.IMMUTABLE
     )
-    owner: str | Integer | None = leaf(
+    owner: str | AccountNumber | None = leaf(
         None,
         about="User (name or number) who may attach; null is root only.",
         example="libvirt-qemu",
         unless="Replug while a guest holds the TAP",
     )
-    group: str | Integer | None = leaf(
+    group: str | AccountNumber | None = leaf(
         None,
         about="Group (name or number) whose members may attach.",
         example="kvm",

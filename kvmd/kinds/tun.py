@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import Address, Integer, InterfaceAddress, LinkName
+from kvmd.api.quantity import AccountNumber, Address, Integer, InterfaceAddresses, LinkName
 from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
@@ -51,7 +51,7 @@ class Route(SpecModel):
 
     to: str = leaf(about="Destination in CIDR form.", example="10.20.0.0/16")
     via: Address | None = leaf(None, about="Next hop; null for a route on the link itself.", example="10.9.0.2")
-    metric: Integer = leaf(0, about="Metric; the kernel prefers the lower one.", example=100, ge=0)
+    metric: Integer = leaf(0, about="Metric; the kernel prefers the lower one.", example=100, ge=0, le=2**32 - 1)
 
     @field_validator("to")
     @classmethod
@@ -68,23 +68,33 @@ class Spec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="tun0", update=Update.IMMUTABLE
     )
-    owner: str | Integer | None = leaf(
+    owner: str | AccountNumber | None = leaf(
         None,
         about="User (name or number) who may attach; null is root only.",
         example="root",
         unless="Replug while a process holds the TUN",
     )
-    group: str | Integer | None = leaf(
+    group: str | AccountNumber | None = leaf(
         None, about="Group whose members may attach.", example="kvm", unless="Replug while a process holds the TUN"
     )
     mtu: Integer | None = leaf(
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1400, ge=68, le=65535
     )
-    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.9.0.1/30"])
+    addresses: InterfaceAddresses = leaf((), about="Addresses in CIDR form.", example=["10.9.0.1/30"])
     routes: tuple[Route, ...] = branch((), about="Routes through it.")
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the TUN, or only take the mark off.", example="Delete"
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        found: set[tuple[str, int]] = set()
+        for route in self.routes:
+            way = (route.to, route.metric or _metric_unsaid(route.to))
+            if way in found:
+                raise ValueError(f"two routes to {route.to} have the same metric; the kernel keeps one of them")
+            found.add(way)
+        return self
 
 
 def describe(key: Key, observed: Observed) -> Described | None:
@@ -210,12 +220,16 @@ def _route_operations(
     """Add missing routes, remove those that were ours and are no longer asked for; and which of ours there are."""
     have = {(route.to, route.via, route.metric) for route in link.routes}
     want = {_triple(route) for route in spec.routes}
-    # The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER).
-    known = have | {(to, via, 0) for to, via, metric in have if metric == 1024}
+    known = have | {(to, via, 0) for to, via, metric in have if metric == _metric_unsaid(to)}
     then = {_triple(Route.model_validate(item)) for item in former}
     operations: list[ops.Op] = [ops.RouteAdd(link.name, link.index, *route) for route in sorted(want - known)]
     operations += [ops.RouteDelete(link.name, link.index, *route) for route in sorted((then - want) & known)]
     return operations, tuple(sorted(to for to, _, _ in (then | want) & known))
+
+
+def _metric_unsaid(to: str) -> int:
+    """The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER)."""
+    return 1024 if ":" in to else 0
 
 
 def _triple(route: Route) -> tuple[str, str, int]:

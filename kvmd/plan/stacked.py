@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import InterfaceAddress, LinkName
+from kvmd.api.quantity import InterfaceAddresses, LinkName
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import BLOCKED, DEGRADED, Condition, Pending
@@ -50,7 +50,7 @@ class StackedSpec(SpecModel):
     bridge: str | None = leaf(
         None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
     )
-    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])
+    addresses: InterfaceAddresses = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the link, or only take the mark off.", example="Delete"
     )

@@ -1,0 +1,57 @@
+"""Addresses and routes on the real kernel where that one has ideas of its own; ``ip`` says what became of them."""
+
+from __future__ import annotations
+
+import pytest
+from test_links import TAP_MARK, World, world
+
+from kvmd.errors import Refused
+from kvmd.ops import AddressAdd, AddressDelete, LinkSet, RouteAdd, RouteDelete, TapCreate
+
+pytestmark = pytest.mark.root
+
+__all__ = ["world"]
+
+
+def tun(world: World) -> int:
+    """A TUN that is up, with an address of each family."""
+    addresses = (AddressAdd("tun0", 0, "10.9.0.1/24"), AddressAdd("tun0", 0, "fd00:9::1/64"))
+    world.do(TapCreate("tun0", TAP_MARK, "tun"), LinkSet("tun0", up=True), *addresses)
+    return world.look()["tun0"].index
+
+
+@pytest.mark.parametrize(("to", "via"), [("10.7.0.0/16", "10.9.0.2"), ("fd07::/64", "fd00:9::2"), ("fd07::/64", "")])
+def test_a_route_gets_another_metric(world: World, to: str, via: str) -> None:
+    """Deleting one of IPv6 without a metric the kernel takes the first that it finds: the new one."""
+    index = tun(world)
+    world.do(RouteAdd("tun0", index, to, via))
+    world.do(RouteAdd("tun0", index, to, via, 100), RouteDelete("tun0", index, to, via))
+    assert [(route.via, route.metric) for route in world.look()["tun0"].routes if route.to == to] == [(via, 100)]
+
+
+def test_a_strangers_route_beside_ours_stays(world: World) -> None:
+    index = tun(world)
+    world.do(RouteAdd("tun0", index, "fd07::/64"))
+    world.net.ip("-6 route add fd07::/64 dev tun0 metric 7")
+    world.do(RouteDelete("tun0", index, "fd07::/64"))
+    assert [route.metric for route in world.look()["tun0"].routes if route.to == "fd07::/64"] == [7]
+
+
+@pytest.mark.parametrize(("old", "new"), [("fd00:9::1/64", "fd00:9::1/80"), ("10.9.0.1/24", "10.9.0.1/25")])
+def test_an_address_gets_another_length_of_prefix_at_once(world: World, old: str, new: str) -> None:
+    index = tun(world)
+    world.do(AddressAdd("tun0", index, new), AddressDelete("tun0", index, old, (new,)))
+    cidrs = {address.cidr for address in world.look()["tun0"].addresses}
+    assert new in cidrs
+    assert old not in cidrs
+
+
+def test_one_that_cannot_be_said_to_the_kernel_fails_alone(world: World) -> None:
+    results = world.fail(
+        TapCreate("tap8", TAP_MARK, owner=1 << 40),
+        TapCreate("tap7", TAP_MARK, owner=5_000_000_000),
+        TapCreate("tap9", TAP_MARK),
+        LinkSet("tap9", up=True),
+    )
+    assert [type(result) for result in results] == [Refused, Refused, type(None), type(None)]
+    assert world.look().keys() == {"lo", "tap9"}
