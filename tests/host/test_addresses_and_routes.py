@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import sys
+
 import pytest
 from test_links import TAP_MARK, World, world
 
@@ -44,6 +47,20 @@ def test_an_address_gets_another_length_of_prefix_at_once(world: World, old: str
     cidrs = {address.cidr for address in world.look()["tun0"].addresses}
     assert new in cidrs
     assert old not in cidrs
+
+
+def test_the_way_back_is_that_of_an_address_of_the_guests(world: World) -> None:
+    """The last of the /24 around each leaves by v0; the last of br2 and br3 is the host's own."""
+    addresses = ("10.9.0.1/25", "10.9.1.17/28", "10.9.2.126/25", "10.9.3.5/31", "10.9.4.1/25")
+    bridges = [f"br{number}" for number in range(len(addresses))]
+    lines = ["ip link add v0 type veth peer v1", "ip link set v0 up", "ip link set v1 up"]
+    lines += ["ip addr add 192.0.2.1/24 dev v0", "ip route add default via 192.0.2.2"]
+    for bridge, address in zip(bridges, addresses, strict=True):
+        lines += [f"ip link add {bridge} type bridge", f"ip link set {bridge} up"]
+        lines += [f"ip addr add {address} dev {bridge}"]
+    world.net.shell("; ".join([*lines, "ip route add 10.9.4.64/26 via 192.0.2.2"]))
+    asked = f"from kvmd.host.forwarding import _astray; print([f for b in {bridges} for f in _astray(b)])"
+    assert ast.literal_eval(world.net.run(sys.executable, "-c", asked)) == [("br4", "v0")]
 
 
 def test_one_that_cannot_be_said_to_the_kernel_fails_alone(world: World) -> None:
