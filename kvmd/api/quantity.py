@@ -81,7 +81,10 @@ def _without_zone(value: str) -> str:
 def _interface(value: str) -> str:
     if "/" not in value:
         raise ValueError(f"'{value}' has no prefix length; write it as {value}/24")
-    return str(ipaddress.ip_interface(_without_zone(value)))
+    found = ipaddress.ip_interface(_without_zone(value))
+    if found.ip.is_unspecified or found.ip.is_multicast:
+        raise ValueError(f"'{value}' is no address that a link can have")
+    return str(found)
 
 
 def _one_prefix_each(values: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Numbers and units are those of linux/if_link.h and linux/rtnetlink.h. Nothing he
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 import sys
@@ -200,7 +201,11 @@ def ip_text(packed: bytes) -> str:
     """The text of an IPv4 or IPv6 address; empty for anything else."""
     if len(packed) == 4:
         return socket.inet_ntop(socket.AF_INET, packed)
-    return socket.inet_ntop(socket.AF_INET6, packed) if len(packed) == 16 else ""
+    if len(packed) != 16:
+        return ""
+    text = socket.inet_ntop(socket.AF_INET6, packed)
+    # The C library and Python differ in how they write IPv6 addresses that hold one of IPv4; specs have Python's.
+    return str(ipaddress.IPv6Address(packed)) if "." in text else text
 
 
 def parse_address(body: bytes) -> tuple[int, Address] | None:

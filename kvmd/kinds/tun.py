@@ -223,7 +223,11 @@ def _route_operations(
     known = have | {(to, via, 0) for to, via, metric in have if metric == _metric_unsaid(to)}
     then = {_triple(Route.model_validate(item)) for item in former}
     operations: list[ops.Op] = [ops.RouteAdd(link.name, link.index, *route) for route in sorted(want - known)]
-    operations += [ops.RouteDelete(link.name, link.index, *route) for route in sorted((then - want) & known)]
+    # That of an address of the link goes with the address, though the spec may have named it.
+    given = {(route.to, route.via, route.metric) for route in link.routes if route.protocol == "kernel"}
+    then -= given - want
+    gone = sorted((then - want) & known)
+    operations += [ops.RouteDelete(link.name, link.index, *route) for route in gone]
     return operations, tuple(sorted(to for to, _, _ in (then | want) & known))
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import ipaddress
 import sys
 
 import pytest
 from test_links import TAP_MARK, World, world
 
 from kvmd.errors import Refused
-from kvmd.ops import AddressAdd, AddressDelete, LinkSet, RouteAdd, RouteDelete, TapCreate
+from kvmd.ops import AddressAdd, AddressDelete, LinkSet, RouteAdd, RouteDelete, TapCreate, VxlanCreate
 
 pytestmark = pytest.mark.root
 
 __all__ = ["world"]
+
+VXLAN_MARK = "kvmd:v1:kvmd:Vxlan/vx0:1:0123456789abcdef"
 
 
 def tun(world: World) -> int:
@@ -47,6 +50,14 @@ def test_an_address_gets_another_length_of_prefix_at_once(world: World, old: str
     cidrs = {address.cidr for address in world.look()["tun0"].addresses}
     assert new in cidrs
     assert old not in cidrs
+
+
+def test_an_address_of_ipv4_within_one_of_ipv6_is_read_as_specs_say_it(world: World) -> None:
+    index = tun(world)
+    ends = [str(ipaddress.ip_address(text)) for text in ("::ffff:192.0.2.7", "::192.0.2.7")]
+    world.do(*(AddressAdd("tun0", index, f"{end}/128") for end in ends))
+    world.do(VxlanCreate("vx0", VXLAN_MARK, 42, remote=ends[0]))
+    assert {f"{end}/128" for end in ends} <= {address.cidr for address in world.look()["tun0"].addresses}
 
 
 def test_the_way_back_is_that_of_an_address_of_the_guests(world: World) -> None:

@@ -24,6 +24,11 @@ LINKS = ("Bridge", "Tap", "Tun", "Vlan", "Vxlan")
         ("Tun", "{routes: [{to: 'fd20::/64'}, {to: 'FD20:0::/64', metric: 1024}]}", "same metric"),
         ("Tun", "{addresses: ['fd00::1/64', 'fd00:0::1/80']}", "the same address"),
         ("Vlan", "{parent: eno1, id: 5, addresses: ['fd00::1/64', 'fd00::1/80']}", "the same address"),
+        ("Tun", "{addresses: [0.0.0.0/24]}", "no address that a link can have"),
+        ("Tun", "{addresses: ['ff02::7/64']}", "no address that a link can have"),
+        ("Vxlan", "{id: 5, remote: 0.0.0.0}", "no host's address"),
+        ("Vxlan", "{id: 5, local: '::'}", "no host's address"),
+        ("Vxlan", "{id: 5, local: 224.0.0.1}", "multicast"),
         ("Bridge", "{addresses: {from: Static, static: ['fd00::1/64', 'fd00::1/80']}}", "the same address"),
         (
             "Network",
