@@ -154,7 +154,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         port = link_of(look, Key("link", name))
         if port is not None and name not in leaving:
             operations.append(ops.LinkSet(name, port.index, master="", port_mark=""))
-    home = home_of(link, written, [name for name in members if name in ours], look)
+    home = home_of(link, written, [name for name in members if name in ours], look, going=True)
     if home is not None and applied is not None:
         guard = _guard(str(ref), f"removal of {applied.spec_hash}", Spec.model_validate(written))
         stalled = rejected(ref, guard.spec_hash, look)
