@@ -31,6 +31,7 @@ from kvmd.plan.links import (
     owned_paths,
     ports_of,
     refuse_below_others,
+    refuse_strangers_addresses,
     renamed,
     same_kind_or_refuse,
     waits_for,
@@ -184,6 +185,8 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
             f"{ref}: a process holds TUN {link.name}", hint="stop that process first: fuser -v /dev/net/tun"
         )
     refuse_below_others(ref, link, look)
+    if applied is not None and applied.known:
+        refuse_strangers_addresses(ref, link, applied.written.get("addresses", ()))
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 

@@ -139,6 +139,17 @@ def refuse_below_others(ref: Ref, link: Link, look: Look) -> None:
         )
 
 
+def refuse_strangers_addresses(ref: Ref, link: Link, ours: Iterable[str]) -> None:
+    """Raise Blocked where a link that is to go carries addresses that no spec of ours gave it."""
+    known = normal_addresses(ours)
+    strange = [cidr for cidr in addresses_of(link) if cidr not in known]
+    if strange:
+        raise Blocked(
+            f"{ref}: {link.name} carries {', '.join(strange)}, not given by its spec; that would go with it",
+            hint=f"take that away first: ip addr del {strange[0]} dev {link.name}",
+        )
+
+
 def link_status(link: Link | None, **more: Any) -> Mapping[str, Any]:
     """The status that every link has."""
     if link is None:

@@ -29,6 +29,7 @@ from kvmd.plan.links import (
     owned_paths,
     ports_of,
     refuse_below_others,
+    refuse_strangers_addresses,
     renamed,
     same_kind_or_refuse,
     waits_for,
@@ -183,6 +184,8 @@ def remove_stacked(ref: Ref, key: Key, look: Look) -> Draft:
             hint=f"take it out of spec.uplinks of that Bridge, or: ip link set {link.name} nomaster",
         )
     refuse_below_others(ref, link, look)
+    if applied is not None and applied.known:
+        refuse_strangers_addresses(ref, link, written.get("addresses", ()))
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 

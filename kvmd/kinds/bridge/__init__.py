@@ -23,6 +23,7 @@ from kvmd.plan.links import (
     link_of,
     ports_of,
     refuse_below_others,
+    refuse_strangers_addresses,
     renamed,
     same_kind_or_refuse,
 )
@@ -162,6 +163,8 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
             return Draft(conditions=(stalled,))
         operations.append(ops.AddressesMove(home.name, home.index, link.name, link.index, carried(link)))
         operations = [guard.over(link.name, operations)]
+    elif applied is not None and applied.known:
+        refuse_strangers_addresses(ref, link, written.get("addresses", {}).get("static", ()))
     operations.append(ops.LinkDelete(link.name, link.index, alias=link.alias))
     return Draft(tuple(operations))
 
