@@ -258,6 +258,8 @@ class Machine:
 
     def _execute_domain(self, operation: ops.Op) -> None:
         if isinstance(operation, ops.DomainDefine):
+            if operation.base and self.domain(operation.name).config != operation.base:
+                raise Stale(f"cannot {operation.describe()}: somebody has changed it meanwhile")
             self.define(operation.xml)
             return
         domain = self.domain(operation.name)
@@ -560,7 +562,9 @@ class Machine:
             ticks = int((max(2.0, delay) if stp else delay) * USER_HZ)
             settings = numbers(BRIDGE, stp_state=int(stp), forward_delay=ticks)
             self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, settings=settings))
-        made = replace(network, active=True, live=network.config, bridge=bridge.get("name", ""))
+        made = replace(
+            network, active=True, live=network.config, bridge=bridge.get("name", ""), start_mark=network.mark
+        )
         self._put(Key("network", name), made)
 
     def stop_network(self, name: str) -> None:
@@ -572,7 +576,7 @@ class Machine:
         own = parse(network.live or "").find("forward[@mode='bridge']") is None
         if own and self.find_link(bridge.get("name", "")) is not None:
             self.delete_link(bridge.get("name", ""))
-        self._put(Key("network", name), replace(network, active=False, live=None))
+        self._put(Key("network", name), replace(network, active=False, live=None, start_mark=None))
 
     def _replug(self, taps: tuple[str, ...], bridge: str) -> None:
         for tap in taps:
