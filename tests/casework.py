@@ -33,6 +33,7 @@ from kvmd.observed import (
     Moved,
     Network,
     Observed,
+    Overlay,
     Pool,
     Route,
     Secret,
@@ -317,6 +318,8 @@ class Situation:
         if gone:
             del self.machine.facts[key]
         else:
+            if "overlays" in said:
+                said["overlays"] = [Overlay(**_snake(overlay)) for overlay in said["overlays"]]
             fact = self.machine.facts.get(key, Snapshot(name, domain.uuid, snapshot, "running", memory=True))
             self.machine.facts[key] = replace(fact, **_snake(said))
         names = tuple(sorted({*domain.snapshots} - {snapshot} | (set() if gone else {snapshot})))

@@ -16,6 +16,7 @@ from typing import Any
 from hypothesis import strategies as st
 from simulator import Machine
 
+from kvmd.api.quantity import parse_quantity
 from kvmd.api.resource import API_VERSION, Ref, Resource
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Key, Link, Pool, Secret
@@ -301,7 +302,13 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
             {"model": "none"},
             None,
         ],
-        watchdog=[chance.fields(model=("i6300esb", "ib700"), action=("reset", "poweroff", "none")), None],
+        watchdog=[
+            chance.fields(
+                model=("i6300esb",) if "q35" in kind else ("i6300esb", "ib700"),
+                action=("reset", "poweroff", "none"),
+            ),
+            None,
+        ],
         tpm=[{}, {"model": "tpm-tis"}, {"model": "tpm-tis", "version": "1.2"}, {"version": "2.0"}, None],
     )
     spec |= {"devices": devices} if devices else {}
@@ -309,6 +316,8 @@ def machine(number: int, chance: Chance, names: Names) -> Document:
     annotations = chance.fields(
         **{"kvmd.dev/restarted-at": ("then", "now"), "kvmd.dev/prune": ("enabled", "disabled", "confirm")}
     )
+    if spec.get("cpu") is not None and memory.get("hotplug", "Balloon") == "Balloon" and chance.random() < 0.4:
+        spec["cpu"] |= _cells(spec["cpu"], memory)
     return document("VirtualMachine", f"vm{number}", spec, **({"annotations": annotations} if annotations else {}))
 
 
@@ -348,6 +357,15 @@ def _cpu(chance: Chance) -> dict[str, Any]:
     if chance.random() < 0.25:
         cpu["topology"] = {"sockets": cpu.get("maxVcpus", cpu.get("vcpus", 1)), "cores": 1}
     return cpu
+
+
+def _cells(cpu: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
+    last = cpu.get("maxVcpus", cpu.get("vcpus", 1)) - 1
+    whole = parse_quantity(memory.get("maxGuest", memory["guest"]))
+    if not last:
+        return {"numa": [{"cpus": "0", "memory": whole}]}
+    cpus = f"1-{last}" if last > 1 else "1"
+    return {"numa": [{"cpus": "0", "memory": whole // 4}, {"cpus": cpus, "memory": whole - whole // 4}]}
 
 
 def _io_tune(chance: Chance) -> dict[str, Any]:

@@ -10,7 +10,7 @@ readonly base=(python3 python3-venv python3-libvirt ca-certificates)
 readonly full=(
     libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base
     iproute2 iptables iputils-ping procps strace git python3-bcrypt
-    nftables passt qemu-block-extra vsftpd tgt openssh-server openssh-client openssl ovmf swtpm swtpm-tools
+    nftables passt qemu-block-extra vsftpd tgt nfs-ganesha-vfs openssh-server openssh-client openssl ovmf swtpm swtpm-tools
 )
 readonly newer=(virtiofsd qemu-system-modules-spice) # from Debian 13 on; before that parts of QEMU's own packages
 readonly rooted='root or libvirt or guest'

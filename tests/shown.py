@@ -38,6 +38,7 @@ NOT_SHOWN: dict[Field, tuple[str, str]] = {
         )
         for leaf in leaves
     },
+    ("VirtualMachine", "install.from.url"): ("install-from-a-server", "the same as the medium of a CD-ROM"),
     **{
         ("VirtualMachine", f"disks[].{leaf}"): ("drives-with-logins-created", why)
         for why, leaves in (

@@ -28,6 +28,7 @@ from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
+from kvmd.engine.records import applied_of, to_note
 from kvmd.errors import Stale
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
@@ -997,13 +998,8 @@ class Loop:
     def keep(self, plan: Plan) -> None:
         """Remember what is applied, as the store does."""
         for ref, item in plan.objects.items():
-            if item.resource is None:
-                continue
-            known = self.applied.get(ref)
-            if known is None and item.step is not None and ref.kind not in ("VirtualMachine", "Network"):
-                self.applied = self.applied | {ref: _applied(item.resource, 0)}
-            elif item.ready and (known is None or not known.records(item.resource, item.generation)):
-                self.applied = self.applied | {ref: _applied(item.resource, item.generation)}
+            for resource, generation in to_note(item, self.applied.get(ref)):
+                self.applied = self.applied | {ref: applied_of(resource, generation)}
         there = self.machine.observed().marks
         gone = [ref for ref in self.applied if ref not in self.resources and ref not in there]
         self.applied = {ref: item for ref, item in self.applied.items() if ref not in gone}
@@ -1025,14 +1021,3 @@ class Loop:
                 self.act(plan)
         left = "; ".join(f"{step.ref} ({step.cause}) after {step.after}: {step.reason}" for step in plans[-1].steps)
         raise AssertionError(f"no end after {rounds} rounds: {left}")
-
-
-def _applied(resource: Resource, generation: int) -> Applied:
-    return Applied(
-        ref=resource.ref,
-        spec_hash=resource.spec_hash,
-        generation=generation,
-        written=resource.written,
-        annotations=resource.metadata.annotations,
-        known=True,
-    )

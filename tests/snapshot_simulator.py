@@ -8,6 +8,7 @@ from dataclasses import replace
 from kvmd import ops
 from kvmd.api.mark import Mark, find_in
 from kvmd.errors import Stale
+from kvmd.host.backing import put_over
 from kvmd.observed import Domain, Fact, Key, Overlay, Snapshot
 from kvmd.xmlmap import Element, parse, serialise
 
@@ -67,7 +68,7 @@ def _take(facts: MutableMapping[Key, Fact], operation: ops.SnapshotTake, domain:
         before = _by_target(parse(domain.live or domain.config or ""), disk.get("name", ""))
         driver = before.find("driver")
         format = "raw" if driver is None else driver.get("type", "raw")
-        made = Overlay(_source(disk), _source(before), format)
+        made = Overlay(_source(disk), _source(before), format, disk.get("name", ""), _alias(before))
         overlays.append(made)
         domain = _moved(domain, made.over, made.path, "qcow2")
     put(facts, domain)
@@ -80,15 +81,28 @@ def _take(facts: MutableMapping[Key, Fact], operation: ops.SnapshotTake, domain:
         memory,
         external=operation.external,
         overlays=tuple(overlays),
+        memory_file=root.find("memory").get("file", "") if root.find("memory") is not None else "",
         mark=Mark.from_text(root.findtext("description") or ""),
     )
 
 
 def _revert(facts: MutableMapping[Key, Fact], operation: ops.SnapshotRevert, found: Snapshot, domain: Domain) -> None:
-    _demand(not found.external, "revert to external snapshot not supported yet")
-    if found.mark is not None:
-        used = found.mark.with_resolved({**found.mark.resolved, f"restored.{operation.by}": "begun"})
-        facts[Key("snapshot", found.name)] = replace(found, mark=used)
+    _demand(found.external == bool(operation.swaps), "an external one is gone back to by overlays")
+    noted = {f"restored.{operation.by}": "begun", **{f"left.{path}": operation.by for path in operation.leaves}}
+    mark = found.mark.with_resolved({**found.mark.resolved, **noted}) if found.mark is not None else None
+    overlays = tuple(
+        Overlay(swap.path, swap.over, swap.over_format, swap.target, swap.alias) for swap in operation.swaps
+    )
+    found = replace(found, mark=mark, overlays=overlays)
+    facts[Key("snapshot", found.name)] = found
+    domain = _swapped(domain, operation.swaps)
+    if operation.swaps and not operation.memory_file:
+        live = domain.config if operation.running else None
+        mark = find_in(parse(live)) if live is not None else None
+        put(
+            facts, replace(domain, state="running" if live else "shutoff", reason="booted", live=live, boot_mark=mark)
+        )
+        return
     runs = operation.running or found.state in ("running", "paused")
     if not runs:
         put(facts, replace(domain, state="shutoff", reason="from snapshot", live=None, boot_mark=None))
@@ -107,6 +121,22 @@ def _by_target(root: Element, target: str) -> Element:
         if found is not None and found.get("dev") == target:
             return disk
     raise Stale(f"disk {target} has gone since the plan")  # by another step of the same plan
+
+
+def _alias(disk: Element) -> str:
+    alias = disk.find("alias")
+    return "" if alias is None else alias.get("name", "")
+
+
+def _swapped(domain: Domain, swaps: tuple[ops.Swap, ...]) -> Domain:
+    """Every self of the domain with the new overlays under those disks."""
+    texts = []
+    for text in (domain.config, domain.live):
+        root = parse(text) if text is not None else None
+        for swap in swaps if root is not None else ():
+            put_over(_by_target(root, swap.target), swap.path, [(swap.over, swap.over_format)])
+        texts.append(serialise(root) if root is not None else None)
+    return replace(domain, config=texts[0], live=texts[1])
 
 
 def _source(disk: Element) -> str:

@@ -81,7 +81,10 @@ def _can_install(spec: dict[str, Any]) -> bool:
 
 
 def _installers(names: Names) -> list[dict[str, Any]]:
-    found = [{"image": image} for image in names.images[:1]] + [{"path": "/var/lib/libvirt/images/d.iso"}]
+    found = [{"image": image} for image in names.images[:1]] + [
+        {"url": "https://a.example/install.iso"},
+        {"path": "/var/lib/libvirt/images/d.iso"},
+    ]
     return [{"from": source, "doneWhen": "GuestPoweroff"} for source in found]
 
 

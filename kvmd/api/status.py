@@ -18,6 +18,7 @@ CONFLICT = "Conflict"
 COPIED_MARK = "CopiedMark"
 PRUNE_HELD = "PruneHeld"
 BACKEND_UNAVAILABLE = "BackendUnavailable"
+FETCH_FAILED = "DriveNotReached"  # the reason of a condition: what was started beside the guest has failed
 WHEN_LET_THROUGH = "; when let through: "  # in RestartRequired: what it costs whom
 CONDITION_TYPES = (
     READY,

@@ -162,7 +162,7 @@ class Remembering:
     def fruitless_until(self, step: Step, now: float) -> float | None:
         """When a step may be repeated that succeeded just before without having its effect; None: now."""
         success = self._successes.get(step.ref)
-        if success is None or success.operations != step.operations or now - success.at > FRUITLESS_SECONDS:
+        if success is None or not _repeats(step, success) or now - success.at > FRUITLESS_SECONDS:
             return None
         if any(isinstance(operation, _REPEATABLE) for operation in step.operations):
             return None
@@ -201,7 +201,7 @@ class Remembering:
     def _succeeded(self, ref: Ref, step: Step, now: float) -> _Success:
         """Note what was done; the same again counts as fruitless, or as a relapse where it had its effect before."""
         before, success = self._successes.get(ref), _Success(step.operations, now)
-        if before is not None and before.operations == step.operations:
+        if before is not None and _repeats(step, before):
             heals = before.worked and all(isinstance(operation, _HEALING) for operation in step.operations)
             times, relapses = (1, before.relapses + 1) if heals else (before.times + 1, before.relapses)
             success = success._replace(times=times, relapses=relapses)
@@ -228,6 +228,16 @@ class Remembering:
             case ops.DomainDestroy():
                 power = self.of(ref).power
                 self.change(ref, power="" if power == "stop" else power)
+
+
+def _repeats(step: Step, before: _Success) -> bool:
+    """The same operations; of a device's removal the asking alone, which had other operations beside it at first."""
+    if before.operations == step.operations:
+        return True
+    asked = {(op.alias, op.xml) for op in before.operations if isinstance(op, ops.DomainDetach)}
+    return bool(asked) and all(
+        isinstance(op, ops.DomainDetach) and op.again and (op.alias, op.xml) in asked for op in step.operations
+    )
 
 
 def _active(ref: Ref, observed: Observed) -> bool:

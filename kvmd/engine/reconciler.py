@@ -11,6 +11,7 @@ from typing import Any
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Executor, Job, Outcome
+from kvmd.engine.failures import Failures
 from kvmd.engine.memory import Remembering
 from kvmd.engine.records import Records
 from kvmd.engine.windows import Windows
@@ -81,6 +82,7 @@ class Reconciler:
         self._planner = Planner(CONTROLLERS, self.rules)
         self._resources: Mapping[Ref, Resource] = {}
         self._windows = Windows()
+        self._failures = Failures()
         self._files: dict[Ref, tuple[str, ...]] = {}
         self._paths: tuple[str, ...] = ()
         self._named_secrets: dict[Ref, tuple[str, ...]] = {}
@@ -106,6 +108,7 @@ class Reconciler:
         dispatched: list[Step] = []
         plan = self._plan(snapshot, observed, begun, dispatched if safe else None)
         self.memory.take_plan(plan, begun)
+        self._failures.tell(plan.objects, self._tell)
         if safe and self._safely(lambda: self._keep(snapshot, plan, observed)):
             self._dispatch(plan, observed, begun, dispatched)
         propagated = self._propagation(plan, begun)

@@ -17,6 +17,7 @@ from kvmd.host.checkpoint import Checkpoints
 from kvmd.host.errands import Errands
 from kvmd.host.files import Files
 from kvmd.host.forwarding import ForwardingFacts
+from kvmd.host.guest_words import AgentWords
 from kvmd.host.helpers import lacking
 from kvmd.host.image_store import ImageStore
 from kvmd.host.leases import LeaseFiles
@@ -71,6 +72,7 @@ class Host:
         self._opened = Opened()
         self._managers = LinkManagers()
         self._leases = LeaseFiles()
+        self._agents = AgentWords(settings.libvirt, recorder, wake)
         self._forwarding = ForwardingFacts(settings.libvirt.relist, wake)
         images = ImageStore(os.path.join(settings.paths.state, "images"))
         seeds = Seeds(os.path.join(settings.paths.state, "seeds"))
@@ -97,7 +99,8 @@ class Host:
         storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
         managers = self._managers.look(self._link_facts)
         leases, forwarding = self._leases.look(), self._forwarding.look(domains)
-        network = (self._link_facts, managers, self.checkpoints.facts, leases, forwarding)
+        words = self._agents.look(domains)
+        network = (self._link_facts, managers, self.checkpoints.facts, leases, forwarding, words)
         parts = (domains, taps, *network, files, self.ledger.facts, storage, host)
         same = len(parts) == len(self._parts) and all(new is old for new, old in zip(parts, self._parts, strict=True))
         if same and frozenset(missing) == self._observed.missing:
@@ -110,6 +113,7 @@ class Host:
                 **domains,
                 **managers,
                 **leases,
+                **words,
                 **forwarding,
                 **self.checkpoints.facts,
                 **self._link_facts,

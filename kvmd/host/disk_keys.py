@@ -6,6 +6,8 @@ the XML learns the place and not the word. QEMU keeps for itself what it needs t
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import threading
 import uuid
@@ -16,6 +18,7 @@ from urllib.parse import quote, unquote
 
 import libvirt
 
+from kvmd.errors import Retry
 from kvmd.host.secrets import password_from
 
 USAGE = "kvmd:"
@@ -27,40 +30,56 @@ _lent: dict[str, int] = {}  # how many calls need each now
 @contextlib.contextmanager
 def lent(connection: Any, xml: str) -> Iterator[None]:
     """Let libvirt have the passwords that this XML names, until the block ends. Raises Retry or libvirtError."""
-    names = _names(xml) if USAGE in xml else ()
+    secrets = _secrets(xml) if USAGE in xml else ()
     with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_one(connection, name))
+        for kind, name in secrets:
+            stack.enter_context(_one(connection, kind, name))
         yield
 
 
-def _names(xml: str) -> tuple[str, ...]:
-    usages = (secret.get("usage", "") for secret in ElementTree.fromstring(xml).iter("secret"))
-    return tuple(dict.fromkeys(unquote(usage.removeprefix(USAGE)) for usage in usages if usage.startswith(USAGE)))
+def _secrets(xml: str) -> tuple[tuple[str, str], ...]:
+    """Type (iscsi or ceph) and name of each."""
+    found = ElementTree.fromstring(xml).iter("secret")
+    usages = ((secret.get("type", ""), secret.get("usage", "")) for secret in found)
+    ours = ((kind, unquote(usage.removeprefix(USAGE))) for kind, usage in usages if usage.startswith(USAGE))
+    return tuple(dict.fromkeys(ours))
+
+
+def value_of(kind: str, name: str) -> bytes:
+    """What libvirt is to know: a password, or the key of Ceph that its keyring has in base64. Raises Retry."""
+    word = password_from(name)
+    if kind != "ceph":
+        return word.encode()
+    try:
+        return base64.b64decode(word, validate=True)
+    except binascii.Error:
+        hint = "write the key alone, as `ceph auth get-key client.NAME` prints it"
+        raise Retry(f"{name}: what is read there is no key of Ceph", hint=hint) from None
 
 
 @contextlib.contextmanager
-def _one(connection: Any, name: str) -> Iterator[None]:
-    word, identity = password_from(name), str(uuid.uuid5(_SPACE, name))
+def _one(connection: Any, kind: str, name: str) -> Iterator[None]:
+    secret = f"{kind} {name}"
+    value, identity = value_of(kind, name), str(uuid.uuid5(_SPACE, secret))
     with _lock:
-        connection.secretDefineXML(_definition(name, identity)).setValue(word.encode())
-        _lent[name] = _lent.get(name, 0) + 1
+        connection.secretDefineXML(definition(kind, name, identity)).setValue(value)
+        _lent[secret] = _lent.get(secret, 0) + 1
     try:
         yield
     finally:
         with _lock:
-            _lent[name] -= 1
-            if not _lent[name]:
-                del _lent[name]
+            _lent[secret] -= 1
+            if not _lent[secret]:
+                del _lent[secret]
                 with contextlib.suppress(libvirt.libvirtError):  # of a libvirtd that died meanwhile: it is gone
                     connection.secretLookupByUUIDString(identity).undefine()
 
 
-def _definition(name: str, identity: str) -> str:
+def definition(kind: str, name: str, identity: str) -> str:
     """Ephemeral: never on disk. Private: nobody reads its value."""
     root = ElementTree.Element("secret", {"ephemeral": "yes", "private": "yes"})
     ElementTree.SubElement(root, "uuid").text = identity
     ElementTree.SubElement(root, "description").text = "lent by kvmd to one call"
-    usage = ElementTree.SubElement(root, "usage", {"type": "iscsi"})
-    ElementTree.SubElement(usage, "target").text = USAGE + quote(name, safe="")
+    usage = ElementTree.SubElement(root, "usage", {"type": kind})
+    ElementTree.SubElement(usage, "name" if kind == "ceph" else "target").text = USAGE + quote(name, safe="")
     return ElementTree.tostring(root, encoding="unicode")

@@ -9,6 +9,7 @@ import libvirt
 
 from kvmd.errors import Stale
 from kvmd.host.disk_keys import lent
+from kvmd.host.unplug import attached
 
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 # What libvirt answers where an address of the definition is not free, or not there, in the running guest.
@@ -30,6 +31,7 @@ def attach(domain: Any, alias: str) -> None:
     if device.tag == "disk" and target is not None and target.get("bus") == "scsi":
         _bring_controller(domain, root)
     _attach(domain, device)
+    attached(domain, alias)
 
 
 def _alias_of(device: ElementTree.Element) -> str | None:

@@ -13,12 +13,12 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX
 from kvmd.errors import KvmdError, Refused, Retry, Stale
-from kvmd.host import hot_plug, power_button, snapshot_acts
+from kvmd.host import hot_plug, power_button, snapshot_acts, unplug
 from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
 from kvmd.host.passwords import hide_in, reveal_in, words_in
-from kvmd.host.reach import explain, says_of_a_file
+from kvmd.host.reach import explain, says_of_a_file, user_of, walk
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held, release
 from kvmd.host.secrets import password_in
@@ -59,6 +59,7 @@ class LibvirtActs:
         self._settings = settings
         self._recorder = recorder
         self._connection: Any = None
+        self._capabilities: tuple[Any, str] = (None, "")
 
     def execute(self, operation: ops.Op) -> None:
         """Carry out one operation; raises a KvmdError that says what to do next."""
@@ -70,15 +71,24 @@ class LibvirtActs:
             raise self._explained(operation, error) or translate(error, operation.describe()) from None
 
     def _explained(self, operation: ops.Op, error: libvirt.libvirtError) -> KvmdError | None:
-        """The cure, where a file of the guest is what keeps QEMU from starting or taking a device."""
+        """The cure, where a file of the guest or its own doing keeps QEMU from starting or taking a device."""
+        if "waiting to open tray" in str(error):
+            hint = "unmount or eject the medium in the guest; it is tried again by itself"
+            return Retry(f"{operation.describe()}: the guest keeps the tray locked: {error}", hint=hint)
         if not isinstance(operation, _OPENS) or not says_of_a_file(str(error)) or self._connection is None:
             return None
         with contextlib.suppress(libvirt.libvirtError):
             domain = self._connection.lookupByUUIDString(operation.uuid)
             xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-            text, hint = explain(str(error), xml, self._connection.getCapabilities())
+            text, hint = explain(str(error), xml, self._host_words())
             return Retry(f"{operation.describe()}: {text}", hint=hint)
         return None
+
+    def _host_words(self) -> str:
+        """The capabilities of the host; read once a connection."""
+        if self._capabilities[0] is not self._connection:
+            self._capabilities = (self._connection, self._connection.getCapabilities())
+        return self._capabilities[1]
 
     def call(self, operation: ops.Op, act: Callable[[Any], Result]) -> Result:
         """Do something over the connection, counted as a call of that operation. Raises libvirtError."""
@@ -140,7 +150,9 @@ class LibvirtActs:
         domain = self._connection.lookupByUUIDString(getattr(operation, "uuid", ""))
         match operation:
             case ops.DomainStart():
-                with lent(self._connection, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+                walk(operation.describe(), xml, user_of(xml, self._host_words()))
+                with lent(self._connection, xml):
                     _unless_done(domain.create)
             case ops.DomainResume():
                 domain.resume()
@@ -181,8 +193,8 @@ class LibvirtActs:
                 domain.setMemoryStatsPeriod(seconds, LIVE)
             case ops.DomainAttach(alias=alias):
                 hot_plug.attach(domain, alias)
-            case ops.DomainDetach(alias=alias, xml=xml):
-                _detach(domain, alias, xml)
+            case ops.DomainDetach():
+                unplug.detach(domain, operation)
             case ops.DomainUpdateDevice(xml=xml, secrets=secrets):
                 with lent(self._connection, xml):
                     domain.updateDeviceFlags(_with_passwords(xml, secrets, domain), LIVE)
@@ -282,18 +294,3 @@ def _undefine(domain: Any, nvram: bool) -> None:
     flags |= getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
-
-
-def _detach(domain: Any, alias: str, xml: str) -> None:
-    """Ask the guest to let go; by alias libvirt does not wait for its answer."""
-    try:
-        if xml:
-            domain.detachDeviceFlags(xml, LIVE)
-        else:
-            domain.detachDeviceAlias(alias, LIVE)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
-            return
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "in the process of unplug" in str(error):
-            return  # it was asked before and has not answered yet: the next look decides
-        raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.libvirt_connection import Recorder
 from kvmd.host.libvirt_reader import Capabilities, Reader, Stale
 from kvmd.host.port_facts import Plugged
+from kvmd.host.stuck import AGAIN_SECONDS
 from kvmd.identity import kept
 from kvmd.observed import Fact, Key
 from kvmd.settings import Libvirt
@@ -27,6 +29,7 @@ class LibvirtFacts:
         self._answered = 0
         self._late = False  # somebody went on without the answer and must be woken by it
         self._busy_since: float | None = None
+        self._later: threading.Timer | None = None
         self._error: KvmdError | None = BackendUnavailable("libvirt was not asked yet")
         self._facts: Mapping[Key, Fact] = {}
         self._ports: Plugged = {}
@@ -59,9 +62,17 @@ class LibvirtFacts:
                 if not self._lock.wait_for(lambda: self._answered >= wanted, 0 if self._late else patience):
                     self._late = True
                     self._replace_stuck_reader()
-                    text = f"libvirt has not answered for {patience:g} s"
-                    return self._facts, self._ports, BackendUnavailable(text, hint="see: virsh list --all")
+                    return self._facts, self._ports, self._unanswered(patience)
             return self._facts, self._ports, self._error
+
+    def _unanswered(self, patience: float) -> KvmdError:
+        """What is said of an answer that has not come; one guest may be what keeps it (lock held)."""
+        reading = self._reader.reading
+        if reading is None:
+            return BackendUnavailable(f"libvirt has not answered for {patience:g} s", hint="see: virsh list --all")
+        self._call_later(max(0.0, reading.since + reading.limit - time.monotonic()) + 0.01, self._wake)
+        text = f"domain {reading.name} is held by a call that does not end; libvirt gives its definition after that"
+        return BackendUnavailable(text, hint=f"see: virsh domcontrol {reading.name}")
 
     def mark_stale(self, kind: str, uuid: str) -> None:
         """That object may have changed; "" means any of its kind."""
@@ -81,8 +92,11 @@ class LibvirtFacts:
 
     def _replace_stuck_reader(self) -> None:
         """Give up a reader that hangs in one call for longer than keepalive takes to notice (lock held)."""
-        limit = self._settings.keepalive_interval * (self._settings.keepalive_count + 1) + 5
-        if self._busy_since is not None and time.monotonic() - self._busy_since > limit:
+        limit: float = self._settings.keepalive_interval * (self._settings.keepalive_count + 1) + 5
+        since, reading = self._busy_since, self._reader.reading
+        if reading is not None:
+            since, limit = reading.since, reading.limit
+        if since is not None and time.monotonic() - since > limit:
             self._busy_since = None
             self._stale.everything = True
             self._reader = self._new_reader(self._reader)
@@ -109,11 +123,26 @@ class LibvirtFacts:
         self._error = error
         if error is not None:
             self._stale.everything = True
+        elif self._reader.held:
+            self._call_later(AGAIN_SECONDS, partial(self._look_again_at, frozenset(self._reader.held)))
         self._answered = max(self._answered, wanted)
         self._publish()
         self._lock.notify_all()
         late, self._late = self._late, False
         return late
+
+    def _look_again_at(self, held: frozenset[str]) -> None:
+        for uuid in held:
+            self.mark_stale("domain", uuid)
+        self._wake()
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """One call at a time: the last that was asked for (lock held)."""
+        if self._later is not None:
+            self._later.cancel()
+        self._later = threading.Timer(seconds, call)
+        self._later.daemon = True
+        self._later.start()
 
     def _on_event(self, kind: str, uuid: str) -> None:
         self.mark_stale(kind, uuid)

@@ -19,6 +19,7 @@ from kvmd.host.libvirt_bulk import Bulk, worth_a_list
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, register_events
 from kvmd.host.passwords import hide_in
 from kvmd.host.snapshot_facts import snapshots_of
+from kvmd.host.stuck import FIRST_SECONDS, SINCE, Reading, is_held
 from kvmd.host.user_backends import user_backends
 from kvmd.observed import Domain, Key, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
@@ -160,9 +161,12 @@ class Reader:
         self.capabilities: Capabilities = before.capabilities if before else Capabilities()
         self._bulk: Bulk | None = None
         self.relisted = 0.0
+        self.reading: Reading | None = None  # where that may wait
+        self.held: set[str] = set()  # domains that could not be read now
 
     def refresh(self, stale: Stale) -> KvmdError | None:
         """Read what is stale; the error that ended it, or None."""
+        self.held = set()
         try:
             if self._connection is None or not self._connection.isAlive():
                 self._reconnect()
@@ -252,10 +256,11 @@ class Reader:
         active = state != libvirt.VIR_DOMAIN_SHUTOFF
         if state == libvirt.VIR_DOMAIN_CRASHED:
             active = bool(domain.isActive())
-        secure = libvirt.VIR_DOMAIN_XML_SECURE
-        config = hide_in(domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE))
-        live = hide_in(domain.XMLDesc(secure)) if active else None
-        self._recorder.libvirt_call("XMLDesc", "read", "ok")
+        if active and self.capabilities.libvirt_version >= SINCE and is_held(domain):
+            self.held.add(uuid)
+            if before is not None:
+                return before
+        config, live = self._xml_of(domain, active)
         word = _STATES.get(state, "unknown")
         reasons = _REASONS.get(word, ())
         old = before.fact if before is not None and isinstance(before.fact, Domain) else None
@@ -286,6 +291,20 @@ class Reader:
         ports = before.ports if same_live and before is not None else _ports(live)
         files = _files(config, live).union(*((item.path, item.over) for each in snapshots for item in each.overlays))
         return Entry(old if old == fact and old is not None else fact, ports, files, snapshots)
+
+    def _xml_of(self, domain: Any, active: bool) -> tuple[str, str | None]:
+        """The definition and the running self; whoever waits for us may know how long that takes."""
+        if active and self.capabilities.libvirt_version >= SINCE:
+            limit = FIRST_SECONDS if domain.UUIDString() in self.held else self._settings.slow
+            self.reading = Reading(domain.name(), time.monotonic(), limit)
+        try:
+            secure = libvirt.VIR_DOMAIN_XML_SECURE
+            config = hide_in(domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE))
+            live = hide_in(domain.XMLDesc(secure)) if active else None
+        finally:
+            self.reading = None
+        self._recorder.libvirt_call("XMLDesc", "read", "ok")
+        return config, live
 
     def _network_entry(self, network: Any, before: Entry | None) -> Entry:
         active = bool(network.isActive())

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from kvmd.identity import kept
 from kvmd.observed import Key, Link, Ports
 
-Plugged = Mapping[Key, tuple[tuple[str, str], ...]]  # the kernel's names for them: see libvirt_reader
+Plugged = Mapping[
+    Key, tuple[tuple[str, str], ...]
+]  # by Key("ports", bridge) TAPs, by Key("macvtaps", parent) macvtaps, with their guests
 
 
 def ports_of(links: Iterable[Link], plugged: Plugged, known: Mapping[Key, Ports]) -> dict[Key, Ports]:

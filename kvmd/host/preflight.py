@@ -31,6 +31,7 @@ def run_checks(uri: str) -> tuple[Check, ...]:
         software.libvirt_guests,
         software.dnsmasq,
         software.virtiofsd,
+        software.spice,
         kernel.firewall_tool,
         kernel.forwarding,
         kernel.iommu,

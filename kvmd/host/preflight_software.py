@@ -144,6 +144,15 @@ def virtiofsd() -> Check:
     return Check("virtiofsd", "ok", "installed", why)
 
 
+def spice() -> Check:
+    """QEMU's module for screens of type spice."""
+    why = "graphics of type spice need it"
+    if "spice" in lacking():
+        fix = "apt-get install qemu-system-modules-spice (Debian 12: qemu-system-common)"
+        return Check("spice", "info", "QEMU's module is not installed", why, fix)
+    return Check("spice", "ok", "QEMU has it", why)
+
+
 def libvirt_guests() -> Check:
     """The service that stops guests when the host goes down."""
     why = "it stops guests when the host goes down, after kvmd; its timeout must not be below the longest shutdown"

@@ -1,4 +1,7 @@
-"""Why QEMU may not open a file: the path is walked as the user that QEMU runs as, to the first thing that bars it."""
+"""Whether QEMU may open its files: each path is walked as the user that it runs as, to the first thing that bars it.
+
+Before a start, so that nothing is begun that cannot end well, and after a failure, to say what it was.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from kvmd.host.disk_header import read_header
+from kvmd.errors import Retry
+from kvmd.host.backing import chain_of, source_of
 
 QEMU_CONF = "/etc/libvirt/qemu.conf"
-LONGEST_CHAIN = 32
 ASK_SECONDS = 10.0
 _DENIED, _ODD_FIRMWARE = "ermission denied", "system firmware block device"
+_ACCESS_LIST = "system.posix_acl_access"
 _ENTER, _READ, _WRITE = "-x", "-r", "-w"
 
 
@@ -51,6 +55,14 @@ class User:
         return done.returncode != 1  # another code is setpriv's own trouble
 
 
+def walk(what: str, domain: str, user: User | None) -> None:
+    """Raise Retry with the cure where a file of a domain that is about to start cannot be reached."""
+    if user is not None and user.number:
+        why, cure = barred(domain, user)
+        if why:
+            raise Retry(f"{what}: {why}", hint=cure)
+
+
 def says_of_a_file(error: str) -> bool:
     """True where libvirt's or QEMU's message may be about a file that cannot be used."""
     return _DENIED in error or _ODD_FIRMWARE in error
@@ -79,7 +91,7 @@ def barred(domain: str, user: User) -> tuple[str, str]:
     """What bars the way to the files of a domain's XML, and what to type; both "" where nothing does."""
     for path, writes in _files(ElementTree.fromstring(domain)):
         for folder in map(str, reversed(PurePath(path).parents)):
-            if not user.may(_ENTER, folder):
+            if not _open_to_all(folder) and not user.may(_ENTER, folder):
                 why = f"QEMU runs as {user.name}, who may not enter {folder} ({_shown(folder)}), on the way to {path}"
                 return why, f"type: chmod o+x {folder} (or for it alone: setfacl -m u:{user.name}:x {folder})"
         needs = (_READ, _WRITE) if writes else (_READ,)
@@ -89,28 +101,27 @@ def barred(domain: str, user: User) -> tuple[str, str]:
     return "", ""
 
 
+def _open_to_all(folder: str) -> bool:
+    """True where nobody need be asked: everybody may enter it, or it is not there, which others tell."""
+    try:
+        return bool(os.stat(folder).st_mode & stat.S_IXOTH) and _ACCESS_LIST not in os.listxattr(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def _files(root: ElementTree.Element) -> Iterator[tuple[str, bool]]:
     """Every file that a start opens, and whether it is written to; with what disks stand on."""
     for element in root.findall("devices/disk"):
-        source = element.find("source")
-        path = "" if source is None else source.get("file") or source.get("dev") or ""
+        path, format = source_of(element)
         writes = element.find("readonly") is None
-        for _ in range(LONGEST_CHAIN):
-            if not path:
-                break
-            yield path, writes
-            path, writes = _backing(path), False
+        for file, _ in chain_of(path, format) if path else ():
+            yield file, writes
+            writes = False
     for place in ("os/kernel", "os/initrd"):
         if path := root.findtext(place) or "":
             yield path, False
-
-
-def _backing(path: str) -> str:
-    try:
-        backing = read_header(path, 0).backing
-    except OSError:
-        return ""
-    return os.path.join(os.path.dirname(path), backing) if backing else ""
 
 
 def _libvirt_owns() -> bool:

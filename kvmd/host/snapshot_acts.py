@@ -13,6 +13,8 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX, Mark, find_in
 from kvmd.errors import Refused, Stale
+from kvmd.host.external_revert import go_back, merge_or_forget
+from kvmd.host.snapshot_facts import overlays_in
 
 SECURE = libvirt.VIR_DOMAIN_XML_SECURE
 CONFIG = libvirt.VIR_DOMAIN_XML_INACTIVE | SECURE
@@ -65,17 +67,22 @@ def _describe(domain: Any, snapshot: Any, mark: Mark) -> None:
     domain.snapshotCreateXML(ElementTree.tostring(root, encoding="unicode"), flags)
 
 
-def _note_use(domain: Any, snapshot: Any, by: str) -> None:
+def _note_use(domain: Any, snapshot: Any, operation: ops.SnapshotRevert) -> None:
     """Say in a snapshot of ours who goes back to it: that outlives the ledger, and nothing rolls it back."""
     xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
     mark = Mark.from_text(ElementTree.fromstring(xml).findtext("description") or "")
     if mark is not None:
-        _describe(domain, snapshot, mark.with_resolved({**mark.resolved, f"restored.{by}": "begun"}))
+        noted = {f"restored.{operation.by}": "begun", **{f"left.{path}": operation.by for path in operation.leaves}}
+        _describe(domain, snapshot, mark.with_resolved({**mark.resolved, **noted}))
 
 
 def _remove(domain: Any, operation: ops.SnapshotRemove) -> None:
     try:
-        domain.snapshotLookupByName(operation.snapshot).delete(0)
+        snapshot = domain.snapshotLookupByName(operation.snapshot)
+        root = ElementTree.fromstring(snapshot.getXMLDesc(0))
+        overlays = [(overlay.path, overlay.over) for overlay in overlays_in(root)]
+        merges = not overlays or merge_or_forget(domain, snapshot, overlays)
+        snapshot.delete(0 if merges else libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
     except libvirt.libvirtError as error:
         code = error.get_error_code()
         if operation.external and code in _CANNOT:
@@ -89,19 +96,25 @@ def _remove(domain: Any, operation: ops.SnapshotRemove) -> None:
 
 
 def _revert(domain: Any, operation: ops.SnapshotRevert) -> None:
-    """libvirt puts the definition of the snapshot in the place of today's: today's is put back at once."""
+    """The running self becomes what the snapshot shows; the definition stays today's, the disks of it apart."""
     snapshot = domain.snapshotLookupByName(operation.snapshot)
-    _note_use(domain, snapshot, operation.by)
+    _note_use(domain, snapshot, operation)
+    if operation.swaps:
+        go_back(domain, snapshot, operation)
+    else:
+        _load(domain, snapshot, operation)
+    mark = find_in(ElementTree.fromstring(domain.XMLDesc(SECURE))) if domain.isActive() else None
+    if mark is not None and (operation.memory_file or not operation.swaps):
+        told = replace(mark, annotations=operation.annotations, resolved={**mark.resolved, "restored": operation.by})
+        kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        domain.setMetadata(kind, told.as_metadata(), XML_PREFIX, XML_NAMESPACE, live)
+
+
+def _load(domain: Any, snapshot: Any, operation: ops.SnapshotRevert) -> None:
+    """libvirt puts the definition of the snapshot in the place of today's: today's is put back at once."""
     definition = domain.XMLDesc(CONFIG)
     # Without FORCE libvirt refuses wherever QEMU must be started anew, which is what was asked for.
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE
     flags |= libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING if operation.running else 0
     domain.revertToSnapshot(snapshot, flags)
     domain.connect().defineXML(definition)
-    if not domain.isActive():
-        return
-    mark = find_in(ElementTree.fromstring(domain.XMLDesc(SECURE)))
-    if mark is not None:
-        told = replace(mark, annotations=operation.annotations, resolved={**mark.resolved, "restored": operation.by})
-        kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
-        domain.setMetadata(kind, told.as_metadata(), XML_PREFIX, XML_NAMESPACE, live)

@@ -29,7 +29,7 @@ def snapshots_of(domain: Any) -> tuple[Snapshot, ...]:
 
 def _read(domain: str, uuid: str, root: ElementTree.Element) -> Snapshot:
     name = root.findtext("name") or ""
-    overlays = tuple(_overlays(root))
+    overlays = tuple(overlays_in(root))
     memory = root.find("memory")
     where = "no" if memory is None else memory.get("snapshot", "no")
     external = where == "external" or root.find("disks/disk[@snapshot='external']") is not None
@@ -48,19 +48,21 @@ def _read(domain: str, uuid: str, root: ElementTree.Element) -> Snapshot:
     )
 
 
-def _overlays(root: ElementTree.Element) -> Iterator[Overlay]:
+def overlays_in(root: ElementTree.Element) -> Iterator[Overlay]:
     """The overlays, each with what the domain had under that target when the snapshot was taken."""
     before = {}
     for disk in root.findall("domain/devices/disk"):
         target, driver = disk.find("target"), disk.find("driver")
         if target is not None:
             format = "raw" if driver is None else driver.get("type", "raw")
-            before[target.get("dev", "")] = (_file(disk), format)
+            named = disk.find("alias")
+            own = "" if named is None else named.get("name", "")
+            before[target.get("dev", "")] = (_file(disk), format, own if own.startswith("ua-") else "")
     for disk in root.findall("disks/disk[@snapshot='external']"):
-        path = _file(disk)
-        over, format = before.get(disk.get("name", ""), ("", ""))
+        path, name = _file(disk), disk.get("name", "")
+        over, format, alias = before.get(name, ("", "", ""))
         if path and over:
-            yield Overlay(path, over, format)
+            yield Overlay(path, over, format, name, alias)
 
 
 def _file(disk: ElementTree.Element) -> str:

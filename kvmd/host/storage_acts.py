@@ -15,6 +15,7 @@ import libvirt
 from kvmd import ops
 from kvmd.errors import Blocked, Refused, Retry
 from kvmd.host.attributes import put_mark
+from kvmd.host.backing import overlays_on
 from kvmd.host.disk_header import Header, read_header
 from kvmd.host.errands import Errands
 from kvmd.host.image_store import ImageStore
@@ -184,7 +185,7 @@ class StorageActs:
         users, folders = self._libvirt.call(operation, lambda c: (domains_naming(c, path), pool_paths(c)))
         if users:
             raise Blocked(f"{what}: used by {', '.join(users[:4])}", hint=f"see: virsh domblklist {users[0]}")
-        overlays = _overlays_on(path, folders)
+        overlays = overlays_on(path, folders)
         if overlays:
             raise Blocked(f"{what}: {', '.join(overlays[:4])} stands on it", hint="remove or flatten that first")
 
@@ -282,22 +283,3 @@ def _refuse_header(operation: ops.ImageFetch, header: Header, part: str) -> None
         os.unlink(part)
         what = f"stands on {header.backing}" if header.backing else "keeps its data in another file"
         raise Refused(f"{source} {what}", hint="make it whole first: qemu-img convert -O qcow2 OLD NEW")
-
-
-def _overlays_on(path: str, folders: list[str]) -> list[str]:
-    found = []
-    for folder in {*folders, os.path.dirname(path)}:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(folder):
-                with contextlib.suppress(OSError):
-                    if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, path):
-                        found.append(entry.path)
-    return sorted(found)
-
-
-def _stands_on(overlay: str, path: str) -> bool:
-    if overlay == path:
-        return False
-    header = read_header(overlay, 0)
-    backing = os.path.join(os.path.dirname(overlay), header.backing) if header.backing else ""
-    return backing == path

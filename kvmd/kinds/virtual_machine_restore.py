@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kvmd import ops
+from kvmd import ops, xmlmap
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import STALLED, Condition
-from kvmd.errors import Blocked, Refused, Unsupported
+from kvmd.errors import Blocked, Refused
 from kvmd.observed import Domain, Key, Ledger, Snapshot
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -115,9 +115,13 @@ def _go_back(resource: Resource, wish: str, look: Look) -> Draft:
     fact = _fact(ref, spec, domain, look)
     machine = look.spec(_machine(spec))
     annotations = machine.metadata.annotations if machine is not None else {}
+    swaps, leaves = _swaps(ref, fact, domain, look)
+    revert = ops.SnapshotRevert(
+        fact.name, domain.uuid, fact.snapshot, str(ref), domain.active, annotations, swaps, leaves, fact.memory_file
+    )
     operations = (
         ops.LedgerWrite(str(ref), "restore", f"started {wish}"),
-        ops.SnapshotRevert(fact.name, domain.uuid, fact.snapshot, str(ref), domain.active, annotations),
+        revert,
         ops.LedgerWrite(str(ref), "restore", f"done {wish}"),
     )
     reason = f"{spec.virtual_machine} goes back to {spec.snapshot}"
@@ -156,11 +160,61 @@ def _fact(ref: Ref, spec: Spec, domain: Domain, look: Look) -> Snapshot:
             f"{ref}: {target} shows {fact.name.rpartition('/')[0]}, not {domain.name}",
             hint="name a snapshot of that machine",
         )
-    if fact.external:
-        raise Unsupported(
-            f"{ref}: {target} is external, and kvmd goes back to internal snapshots only; nothing was touched",
-            hint="what it showed lies in "
-            + (", ".join(overlay.over for overlay in fact.overlays) or "its memory file")
-            + ": use copies of that",
-        )
     return fact
+
+
+def _swaps(ref: Ref, fact: Snapshot, domain: Domain, look: Look) -> tuple[tuple[ops.Swap, ...], tuple[str, ...]]:
+    """The overlays to be made for an external snapshot, and the files that hold what the disks are now."""
+    sources = _sources(domain)
+    if not fact.external:
+        _refuse_under_overlays(ref, fact, domain, sources, look)
+        return (), ()
+    if not fact.overlays:
+        raise Refused(
+            f"{ref}: {fact.name} is external and names no file that shows its moment; nothing was touched",
+            hint=f"see: virsh snapshot-dumpxml {domain.name} {fact.snapshot}",
+        )
+    if written := [overlay.over for overlay in fact.overlays if overlay.over in sources.values()]:
+        raise Refused(
+            f"{ref}: {domain.name} writes into {', '.join(written)} itself, which shows that moment no longer; "
+            "nothing was touched",
+            hint=f"if somebody merged it by hand: virsh snapshot-delete {domain.name} {fact.snapshot} --metadata",
+        )
+    swaps, leaves = [], []
+    for item in fact.overlays:
+        leaf_now = sources.get(item.alias) or sources.get(item.target)
+        if leaf_now is None:
+            raise Refused(
+                f"{ref}: {domain.name} has no disk {item.alias or item.target} any more; nothing was touched",
+                hint="give the machine the disks that it had then",
+            )
+        folder, file = item.path.rpartition("/")[0], item.over.rpartition("/")[2]
+        path = f"{folder}/{file.rpartition('.')[0] or file}.{fact.snapshot}.{ref.name}.qcow2"
+        swaps.append(ops.Swap(item.target, item.alias, item.over, item.over_format, path))
+        leaves.append(leaf_now)
+    return tuple(swaps), tuple(leaves)
+
+
+def _sources(domain: Domain) -> dict[str, str]:
+    """The file under each disk of the definition, by alias and by target."""
+    found = {}
+    for disk in xmlmap.parse(domain.config or "<domain/>").findall("devices/disk"):
+        source = disk.find("source")
+        path = "" if source is None else source.get("file") or source.get("dev")
+        for element, attribute in (("alias", "name"), ("target", "dev")):
+            named = disk.find(element)
+            if path and named is not None:
+                found[named.get(attribute, "")] = path
+    return found
+
+
+def _refuse_under_overlays(ref: Ref, fact: Snapshot, domain: Domain, sources: dict[str, str], look: Look) -> None:
+    """Raise Refused for an internal snapshot under an overlay: loading it would change what that stands on."""
+    for name in domain.snapshots:
+        other = look.fact(Key("snapshot", f"{domain.name}/{name}"))
+        if isinstance(other, Snapshot) and any(item.path in sources.values() for item in other.overlays):
+            raise Refused(
+                f"{ref}: {fact.name} lies inside of disks on which the overlay of {other.name} stands, and going "
+                "back to it would spoil that; nothing was touched",
+                hint=f"remove snapshot {other.name} first, which merges it, or go back to that one",
+            )

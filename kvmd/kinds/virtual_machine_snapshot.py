@@ -26,6 +26,7 @@ KIND = "VirtualMachineSnapshot"
 PLURAL = "virtualmachinesnapshots"
 SHORT = "vmsnap"
 
+LEFT = "left."  # in the mark: a file that a way back has left
 MERGES_SINCE = 9_000_000  # from this libvirt on, removing an external snapshot merges its overlays
 
 
@@ -254,7 +255,14 @@ def _status(fact: Fact) -> Mapping[str, Any]:
         "guest": fact.state,
         "memory": fact.memory,
         "location": "external" if fact.external else "internal",
-        "restorable": not fact.external,
+        "restorable": bool(fact.overlays) or not fact.external,
         "parent": fact.parent or None,
         "overlays": [{"path": overlay.path, "over": overlay.over} for overlay in fact.overlays],
+        "leftBehind": _left(fact.mark),
     }
+
+
+def _left(mark: Mark | None) -> list[dict[str, str]]:
+    """The files in which a restore has left what the disks were, and which restore it was."""
+    noted = sorted((mark.resolved if mark is not None else {}).items())
+    return [{"path": key.removeprefix(LEFT), "by": by} for key, by in noted if key.startswith(LEFT)]

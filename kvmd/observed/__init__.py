@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from kvmd.api.resource import Ref
-from kvmd.observed.domains import Domain, Overlay, Snapshot
+from kvmd.observed.domains import Domain, GuestNic, GuestWords, Overlay, Snapshot
 from kvmd.observed.links import Address, BridgePort, Checkpoint, Link, LinkManager, Moved, Ports, Route, Stacked
 from kvmd.observed.networks import Forwarding, Lease, Leases, Network
 from kvmd.observed.storage import File, Holders, Image, Pool, Server, Transfer, Trash, Volume
@@ -25,6 +25,8 @@ __all__ = [
     "Fact",
     "File",
     "Forwarding",
+    "GuestNic",
+    "GuestWords",
     "Holders",
     "Host",
     "Image",
@@ -118,6 +120,7 @@ class Host:
 Marked = Link | Domain | Snapshot | Network | Pool | Volume | Image  # what can carry a mark
 Fact = (
     Marked
+    | GuestWords
     | Leases
     | Forwarding
     | Holders

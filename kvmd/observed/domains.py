@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from kvmd.api.mark import Mark
 
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+_AGENT = re.compile(rf"<target\b(?=[^>]*\bname=['\"]{re.escape(AGENT_CHANNEL)}['\"])[^>]*\bstate=['\"](\w+)['\"]")
 _RUN = re.compile(r"<domain\b[^>]*?\bid=['\"](\d+)['\"]")
 
 
@@ -37,6 +39,32 @@ class Domain:
         match = _RUN.search(self.live or "")
         return match[1] if match else ""
 
+    @property
+    def agent(self) -> str:
+        """connected while an agent in the guest holds its channel open, else disconnected; "" without a channel."""
+        match = _AGENT.search(self.live) if self.live is not None else None
+        return match[1] if match else ""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestNic:
+    """A NIC as the guest sees it; *addresses* with their prefix."""
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWords:
+    """What the agent in a guest says of it; nobody vouches for that."""
+
+    name: str  # of the domain
+    host_name: str = ""
+    system: str = ""
+    kernel: str = ""
+    nics: tuple[GuestNic, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
@@ -45,6 +73,8 @@ class Overlay:
     path: str
     over: str
     over_format: str
+    target: str = ""  # of the disk then: vda
+    alias: str = ""  # of the disk, where it has one of its own: ua-disk-root
 
 
 @dataclass(frozen=True, slots=True)

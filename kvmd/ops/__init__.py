@@ -58,6 +58,7 @@ from kvmd.ops.snapshot import (
     SnapshotRevert,
     SnapshotTake,
     SnapshotTakeWithMemory,
+    Swap,
 )
 from kvmd.ops.stacked import StackedCreate, VlanCreate, VxlanCreate
 from kvmd.ops.storage import (
@@ -144,6 +145,7 @@ __all__ = [
     "SnapshotTakeWithMemory",
     "StackedCreate",
     "StorageOp",
+    "Swap",
     "TapCreate",
     "TapOwner",
     "TrashEmpty",

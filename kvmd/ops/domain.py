@@ -179,11 +179,12 @@ class DomainDetach(Op):
     uuid: str
     alias: str
     xml: str = field(default="", repr=False)
+    again: bool = False  # it was asked before, and may be letting go of it just now
     verb: ClassVar[str] = "detach device from domain"
 
     def describe(self) -> str:
         """What a plan says of it."""
-        return f"detach {self.alias} from domain {self.name}"
+        return f"detach {self.alias} from domain {self.name}{' (asked before)' if self.again else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,19 @@ class SnapshotRemove(SnapshotOp):
 
     def describe(self) -> str:
         """What a plan says of it."""
-        return f"remove snapshot {self.name}" + (" (its overlays are merged)" if self.external else "")
+        merged = " (its overlays are merged; those that the machine does not stand on stay)" if self.external else ""
+        return f"remove snapshot {self.name}{merged}"
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """An overlay to be made at *path* over *over*, for the disk with that alias, else with that target."""
+
+    target: str
+    alias: str
+    over: str
+    over_format: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +83,27 @@ class SnapshotRevert(SnapshotOp):
 
     The definition stays what it is. *running*: the guest is to run afterwards, whatever the snapshot says.
     *annotations* are those that the running self is to count as obeyed, *by* is who asked.
+    *swaps* (of an external one): the definition gets new overlays over the files that show the moment, and what
+    the disks have become since stays in *leaves*; *memory_file* holds the memory.
     """
 
     by: str
     running: bool
     annotations: Mapping[str, str] = field(repr=False)
+    swaps: tuple[Swap, ...] = ()
+    leaves: tuple[str, ...] = ()
+    memory_file: str = ""
     impact: ClassVar[Impact] = Impact.DATA_LOSS
     verb: ClassVar[str] = "go back to snapshot"
     bounded: ClassVar[bool] = False
 
     def describe(self) -> str:
         """What a plan says of it."""
-        return f"{self.verb} {self.name} (what was written since is lost)"
+        if not self.swaps:
+            return f"{self.verb} {self.name} (what was written since is lost)"
+        return (
+            f"{self.verb} {self.name} (the guest loses what was written since; it stays in {', '.join(self.leaves)})"
+        )
 
 
 def _place(external: bool) -> str:

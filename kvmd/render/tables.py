@@ -100,9 +100,11 @@ def _yes(name: str) -> Callable[[Object], str]:
 
 
 def _guest_addresses(item: Object) -> str:
+    """Leases; where a NIC has none, what the agent in the guest says, and that it does."""
     found: list[str] = []
     for interface in item.get("status", {}).get("interfaces", ()):
-        found += interface.get("addresses") or ()
+        said = (f"{address} (agent)" for address in interface.get("agentAddresses") or () if "fe80:" not in address)
+        found += interface.get("addresses") or said
     return ",".join(found)
 
 

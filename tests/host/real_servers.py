@@ -1,4 +1,4 @@
-"""Servers of Debian's packages on loopback, in the namespaces of an agent: FTP, TLS, SSH, iSCSI, NBD."""
+"""Servers of Debian's packages on loopback, in the namespaces of an agent: FTP, TLS, SSH, iSCSI, NBD, NFS."""
 
 from __future__ import annotations
 
@@ -43,6 +43,22 @@ StrictModes no
 UsePAM no
 PidFile none
 Subsystem sftp internal-sftp
+"""
+GANESHA = """
+NFS_CORE_PARAM {{
+  Protocols = 3; MNT_Port = 20048; Enable_NLM = false; Enable_RQUOTA = false;
+  allow_set_io_flusher_fail = true;  # in a container; 4.3 does not know it, and says so
+}}
+EXPORT {{
+  Export_Id = 1; Path = {files}; Pseudo = {files}; Protocols = 3; Transports = TCP; SecType = sys;
+  Access_Type = RW; Squash = No_Root_Squash; FSAL {{ Name = VFS; }}
+}}
+"""
+# Whoever mounts asks rpcbind for the ports; both keep sockets in /run, which is the host's.
+NFS = """
+mount -t tmpfs tmpfs /run && mkdir /run/rpcbind /run/ganesha
+setpriv --pdeathsig KILL rpcbind -f &
+exec ganesha.nfsd -F -f {folder}/ganesha.conf -L {folder}/ganesha.log -p /run/ganesha.pid
 """
 SSH = """
 IdentityFile {folder}/client
@@ -155,6 +171,11 @@ class Servers:
         bind = ("--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL")
         for words in (target, unit, *(chap if user else ()), bind):
             self.agent.hermetic.run(*admin, *words)
+
+    def nfs(self) -> None:
+        """nfs-ganesha with the folder that is served, by NFS 3."""
+        (self.folder / "ganesha.conf").write_text(GANESHA.format(files=self.files))
+        self.run("unshare", "-m", "sh", "-c", NFS.format(folder=self.folder), port=20048)
 
     def nbd(self, export: str, file: Path) -> None:
         """qemu-nbd with one export."""

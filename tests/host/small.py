@@ -12,7 +12,7 @@ from hermetic import Hermetic, wait_until
 MARK = "<kvmd:mark "
 MARK_NAMESPACE = "https://kvmd.dev/xmlns/libvirt/1"
 # Timers of the bridge that run by themselves, and what a packet that passes changes.
-RUNNING = re.compile(r".*_timer$|^topology_change|^stats|^num_|^carrier_|^linkmode$")
+RUNNING = re.compile(r".*_timer$|^topology_change|^stats|^num_|^carrier_|^linkmode$|^fdb_n_learned$")
 
 
 def vm(name: str, strategy: str = "Halted", *, memory: str = "64Mi", annotations: str = "", more: str = "") -> str:

@@ -150,12 +150,14 @@ def test_media_come_over_tls_ftp_and_ssh(agent: Agent, web: ImageServer, servers
 
 @pytest.mark.shows("VirtualMachine", "disks[].url", "disks[].access", "disks[].image", "disks[].readOnly")
 def test_disks_on_servers_are_read_and_claimed(agent: Agent, web: ImageServer, servers: Servers) -> None:
-    """nbd and iscsi, writable; http with a qcow2 inside, an image, and a fetched disk, read-only; by one guest."""
+    """nbd, iscsi, nfs, writable; http with a qcow2 inside, an image, and a fetched disk, read-only; by one guest."""
     blocks = {
-        name: offer(web, name, size << 20) for name, size in (("nbd", 2), ("iscsi", 3), ("raw", 4), ("image", 5))
+        name: offer(web, name, size << 20)
+        for name, size in (("nbd", 2), ("iscsi", 3), ("raw", 4), ("image", 5), ("nfs", 6))
     }
     servers.nbd("data", web.folder / "nbd")
     servers.iscsi("iqn.2026-01.example:disk", web.folder / "iscsi")
+    servers.nfs()
     words = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(web.folder / "raw"), str(web.folder / "q.qcow2"))
     subprocess.run(words, check=True)
     read_only = "readOnly: true"
@@ -165,14 +167,22 @@ def test_disks_on_servers_are_read_and_claimed(agent: Agent, web: ImageServer, s
         f"{{name: c, url: '{URL}/q.qcow2', format: qcow2, {read_only}}}",
         f"{{name: d, image: golden, {read_only}}}",
         f"{{name: e, url: '{URL}/plain/raw', format: raw, access: Cached, {read_only}}}",
+        f"{{name: f, url: 'nfs://127.0.0.1{web.folder}/nfs', format: raw}}",
     )
     agent.write("image.yaml", image("golden", f"{URL}/image"))
     agent.write("vm.yaml", machine(agent.folder, f"[{', '.join(disks)}]"))
     agent.start()
-    for device, name in (("vda", "nbd"), ("vdb", "iscsi"), ("vdc", "raw"), ("vdd", "image"), ("vde", "raw")):
+    for device, name in (
+        ("vda", "nbd"),
+        ("vdb", "iscsi"),
+        ("vdc", "raw"),
+        ("vdd", "image"),
+        ("vde", "raw"),
+        ("vdf", "nfs"),
+    ):
         read_by_guest(agent, device, blocks[name])
     at_rest(agent)
-    assert [drive(agent, name)["access"] for name in "abce"] == ["Direct", "Direct", "Direct", "Cached"]
+    assert [drive(agent, name)["access"] for name in "abcef"] == ["Direct", "Direct", "Direct", "Cached", "Direct"]
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_holds_up_nothing_else(
@@ -185,6 +195,8 @@ def test_a_server_that_is_not_there_is_waited_for_and_holds_up_nothing_else(
     agent.start()
     wait_until(lambda: "nbd://127.0.0.1/late: " in problem(agent, "VirtualMachine/web"), 20)
     assert "Connection refused" in problem(agent, "VirtualMachine/web")
+    told = [line for line in agent.kvmd("events").splitlines() if "DriveNotReached" in line]
+    assert told and "VirtualMachine/web" in told[0] and "Connection refused" in told[0]
     agent.wait_ready("Image/other")
     servers.nbd("late", web.folder / "late")
     agent.kvmd("reconcile")

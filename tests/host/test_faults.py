@@ -193,7 +193,7 @@ def test_the_way_to_a_file_is_walked_as_its_user(tmp_path: Path, monkeypatch: py
         base.write_bytes(bytes(MEGABYTE))
         words = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(top)]
         subprocess.run(words, check=True)
-        xml = f"<domain><devices><disk><source file='{top}'/></disk></devices></domain>"
+        xml = f"<domain><devices><disk><driver type='qcow2'/><source file='{top}'/></disk></devices></domain>"
         nobody = reach.User(65534, 65534)
         assert reach.barred(xml, nobody) == ("", "")
         (folder / "base").chmod(0o700)
@@ -228,6 +228,7 @@ def test_a_directory_that_qemu_may_not_enter(agent: Agent) -> None:
     agent.write("vm.yaml", vm("web", "Always", more=disk))
     said = says(agent, "VirtualMachine/web", "may not enter", 90)
     assert "QEMU runs as nobody, who may not enter /srv/private (drwx------ root), on the way to /srv" in said, said
+    assert "failed" not in virsh("domstate", "web", "--reason"), "it was not even tried"
     command = re.search(r"type: (chmod \S+ \S+)", said)
     assert command is not None
     run(*command[1].split())

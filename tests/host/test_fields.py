@@ -67,6 +67,7 @@ LIVE = [
     Row("interfaces[].link", "interfaces[net1].link", "down", "devices/interface/link[@state='down']"),
 ]
 SEED = {"userData": "#!/bin/sh\n", "metaData": {"a": "b"}, "networkConfig": {"version": 2, "ethernets": {}}}
+EMPTY_TRAY = {"device": "cdrom", "bus": "scsi", "media": None}
 TAP, DIRECT = {"bridge": None, "tap": "tap1"}, {"bridge": None, "direct": {"device": "up0", "mode": "private"}}
 SLIRP = {"bridge": None, "user": {"backend": "slirp"}}
 SHARE = {"path": "{folder}/share", "tag": "stuff", "type": "9p", "readOnly": True}
@@ -83,6 +84,13 @@ NEXT_BOOT = [
         boots=False,
     ),
     Row("memory.maxGuest", "memory.maxGuest", "224Mi", "memory[.='229376']"),
+    Row(
+        "cpu.numa[].cpus cpu.numa[].memory",
+        "cpu.numa",
+        [{"cpus": "0", "memory": "64Mi"}, {"cpus": "1", "memory": "128Mi"}],
+        "cpu/numa/cell[@cpus='1'][@memory='131072']",
+        boots=False,
+    ),
     Row("memory.hugepages.size", "memory.hugepages", {"size": "2Mi"}, "memoryBacking/hugepages", boots=False),
     Row("firmware.type", "firmware", {"type": "efi"}, "os[@firmware='efi']|os/loader", boots=False),
     Row("kernelBoot.kernel.path", "kernelBoot.kernel.path", "{folder}/linux", "os/kernel[contains(.,'/linux')]"),
@@ -91,6 +99,7 @@ NEXT_BOOT = [
     Row("disks[].path", "disks[data].path", "{folder}/new.raw", "//source[contains(@file,'/new.raw')]"),
     Row("disks[].format", "disks[data].format", "qcow2", "devices/disk/driver[@type='qcow2']", boots=False),
     Row("disks[].bus", "disks[data].bus", "scsi", "devices/disk[@device='disk']/target[@bus='scsi']"),
+    Row("disks[].device", "disks[tray]", EMPTY_TRAY, "devices/disk/alias[@name='ua-disk-tray']"),
     Row("disks[].readOnly", "disks[data].readOnly", True, "devices/disk[@device='disk']/readonly"),
     Row("disks[].bootOrder", "disks[data].bootOrder", 2, "devices/disk/boot[@order='2']"),
     Row("disks[].serial", "disks[data].serial", "data01", "devices/disk/serial[.='data01']"),
@@ -286,7 +295,7 @@ def test_what_waits_for_the_next_boot_is_listed_and_goes_away_when_reverted(undi
         found = pending(guest.rest())
         named = re.search(r"\[(\w+)\]", row.path)
         for leaf in row.leaves.split():
-            path = leaf.replace("[]", named[0]) if named else leaf
+            path = leaf.replace("[]", named[0] if named else "")
             assert any(path == one or path.startswith(one + ".") for one in found), (row, found)
         assert (guest.has(row.seen, live=False), guest.has(row.seen)) == (True, False), row
         guest.write()

@@ -173,6 +173,7 @@ def test_a_download_goes_on_where_it_broke_off_and_a_false_one_is_thrown_away(
     message = agent.wait_condition("Image/wrong", "Stalled")["message"]
     assert checksum in message and wrong in message
     assert "the server answers 404" in wait_until(lambda: problem(agent, "Image/gone"), 20)
+    assert "the server answers 404" in agent.kvmd("events")
     assert "is raw, not qcow2" in agent.wait_condition("Image/other", "Stalled")["message"]
     stored = sorted(path.name for path in (agent.folder / "state" / "images").glob("*.raw"))
     assert [name.partition("-")[0] for name in stored] == ["changing", "half"]
@@ -305,15 +306,17 @@ def test_media_of_every_origin_are_changed_under_a_running_guest(agent: Agent, s
     words = {"path": f"{{path: {folder}/path.iso}}", "image": "{image: tools}", "volume": "{volume: cd}"}
 
     def insert(medium: str) -> None:
-        agent.write(
-            "all.yaml",
-            common + guest(folder, f"[{{name: cd0, device: cdrom, bus: scsi, media: {medium}}}]", boot_paths()),
-        )
+        machine = guest(folder, f"[{{name: cd0, device: cdrom, bus: scsi, media: {medium}}}]", boot_paths())
+        agent.write("all.yaml", common + machine.replace("kvmd.sum=1", "kvmd.sum=1 kvmd.hold=10"))
 
     insert(words["path"])
     agent.start()
     agent.wait_ready("Volume/cd", "Image/tools", "VirtualMachine/web", seconds=60)
     domain_id = agent.hermetic.virsh("domid", "web").strip()
+    wait_until(lambda: last_tick(folder, "web"), 60, "it is up, and holds its tray")
+    insert(words["image"])
+    told = wait_until(lambda: problem(agent, "VirtualMachine/web"), 30, "that the tray is locked")
+    assert "the guest keeps the tray locked" in told and "eject the medium in the guest" in told, told
     for name, data in media.items():
         insert(words[name])
         said = f"KVMD-SUM sr0 size={len(data)} sha256={hashlib.sha256(data).hexdigest()}"

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 
 VM = "VirtualMachine/web"
 MIB = 2**20
+CELLS = [{"cpus": "0", "memory": "96Mi"}, {"cpus": "1", "memory": "32Mi"}]
 
 
 class Tuned:
@@ -30,7 +31,7 @@ class Tuned:
         self.agent, self.hermetic, self.folder = agent, agent.hermetic, folder
         files = guest_files()
         (folder / "data.raw").write_bytes(bytes(8 * MIB))
-        args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.timeout=1"
+        args = f"{ARGS} kvmd.name=web kvmd.tick=1 kvmd.agent=stubborn kvmd.ip=10.9.9.9/24 kvmd.timeout=1"
         (folder / "setup.iso").write_bytes(bytes(MIB))
         self.disk: dict[str, Any] = {"name": "data", "path": f"{folder}/data.raw", "format": "raw", "bootOrder": 1}
         self.nic: dict[str, Any] = {"name": "net0", "bridge": "br0", "queues": 2}
@@ -43,7 +44,12 @@ class Tuned:
         boot = {"kernel": {"path": files.kernel}, "initrd": {"path": files.initrd}, "args": args}
         self.spec: dict[str, Any] = {
             "accelerator": "tcg",
-            "cpu": {"model": "qemu64", "features": [{"name": "x2apic", "policy": "disable"}, {"name": "aes"}]},
+            "cpu": {
+                "vcpus": 2,
+                "numa": CELLS,
+                "model": "qemu64",
+                "features": [{"name": "x2apic", "policy": "disable"}, {"name": "aes"}],
+            },
             "memory": {"guest": "128Mi"},
             "kernelBoot": boot,
             "disks": [self.disk],
@@ -154,10 +160,20 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
 def install_is_done_once_the_agent_answers(tuned: Tuned) -> None:
     """The medium leaves the running guest, and nothing waits for the next boot."""
     wait_until(lambda: (tuned.agent.object(VM) or {})["status"].get("guestAgent") == "connected", 30, "the agent")
+    found = wait_until(lambda: says_by_its_agent(tuned), 20, "what its agent says")
+    assert found["guestSays"]["hostName"] == "web" and found["guestSays"]["os"] == "kvmd small guest 1", found
+    assert found["interfaces"][0]["agentAddresses"] == ["10.9.9.9/24"] and not found["interfaces"][0]["addresses"]
+    assert "10.9.9.9/24 (agent)" in tuned.agent.kvmd("get", "vm")
     wait_until(lambda: "setup.iso" not in tuned.hermetic.virsh("domblklist", "web"), 20, "the medium is out")
     assert "setup.iso" not in tuned.hermetic.virsh("domblklist", "web", "--inactive")
     assert tuned.pending() == set()
     tuned.at_rest()
+
+
+def says_by_its_agent(tuned: Tuned) -> dict[str, Any]:
+    """The status, once it has what the agent says of NICs."""
+    status: dict[str, Any] = (tuned.agent.object(VM) or {})["status"]
+    return status if any("agentAddresses" in nic for nic in status["interfaces"]) else {}
 
 
 def what_it_was_booted_with(tuned: Tuned) -> None:
@@ -165,6 +181,8 @@ def what_it_was_booted_with(tuned: Tuned) -> None:
     live = tuned.live()
     features = {item.get("name"): item.get("policy") for item in live.findall("cpu/feature")}
     assert (features["x2apic"], features["aes"]) == ("disable", "require")
+    cells = [(cell.get("cpus"), cell.get("memory")) for cell in live.findall("cpu/numa/cell")]
+    assert cells == [("0", str(96 * 1024)), ("1", str(32 * 1024))]
     queues, balloon = live.find("devices/interface/driver"), live.find("devices/memballoon")
     assert queues is not None and queues.get("queues") == "2"
     assert balloon is not None and (balloon.get("model"), balloon.get("freePageReporting")) == ("virtio", "on")

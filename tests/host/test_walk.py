@@ -192,10 +192,9 @@ def test_edits_restart_nobody_who_is_not_asked_to(walkers: list[Walker]) -> None
         walker.write()
         waits = {change["path"] for change in walker.rest(60)["status"]["pendingChanges"]}
         # Fewer vCPUs wait; so does what the asked restart booted with, and what was plugged in anew on the way.
-        assert all(
-            path.startswith(("spec.cpu.vcpus", "spec.devices.", "spec.disks[data].", "spec.interfaces["))
-            for path in waits
-        ), waits
+        assert all(path.startswith(("spec.cpu.vcpus", "spec.disks[data].", "spec.interfaces[")) for path in waits), (
+            waits
+        )
         aliases = {item.get("name") for item in walker.xml().xpath("devices/disk/alias|devices/interface/alias")}
         assert aliases == {"ua-disk-data", "ua-disk-cd0", "ua-nic-net0", "ua-nic-net1"}
         assert walker.boot() == walker.runs

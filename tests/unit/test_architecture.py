@@ -140,6 +140,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "VirtualMachine.disks.media": {"path": "/x"},
     "VirtualMachine.cpu.topology": {"sockets": 1, "cores": 1},
     "VirtualMachine.cpu.features": {"name": "aes"},
+    "VirtualMachine.cpu.numa": {"cpus": "0", "memory": "1Gi"},
     "Network.forward.nat.addresses": {"start": "198.51.100.1", "end": "198.51.100.4"},
     "Network.forward.nat.ports": {"start": 1, "end": 65535},
     "Network.dns.hosts": {"ip": "192.168.122.7", "names": ["printer"]},
@@ -177,7 +178,7 @@ EXCLUSIVE = {
     "VirtualMachine.hostDevices": ("pci", "usb"),
     "VirtualMachine.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.kernelBoot.initrd": ("path", "image"),
-    "VirtualMachine.install.from": ("path", "image"),
+    "VirtualMachine.install.from": ("path", "image", "url"),
     "VirtualMachine.install.from.kernelBoot.kernel": ("path", "image"),
     "VirtualMachine.install.from.kernelBoot.initrd": ("path", "image"),
     "VirtualMachine.disks.media": ("path", "image", "volume", "url", "access"),
@@ -260,6 +261,9 @@ def _fit(node: dict[str, Any], trail: str, name: str, spec: dict[str, Any]) -> N
             node.pop(other, None)
     if trail == "VirtualMachine.updatePolicy.window":
         spec["updatePolicy"]["restart"] = "Window"
+    if trail == "VirtualMachine.cpu.numa":
+        spec["cpu"]["vcpus"], spec["memory"] = 2, {"guest": "1Gi"}
+        node["cpus"] = "0-1"
     if trail == "VirtualMachine.cpu.topology":
         topology = {"sockets": 1, "cores": 1, "threads": 1}
         spec["cpu"] |= {"vcpus": 1, "maxVcpus": 4 if name == "cores" else 1, "topology": node}

@@ -138,3 +138,22 @@ def test_a_record_whose_removal_failed_once_leaves_the_running_network(monkeypat
         loop.now += 60
     live = (loop.machine.network("lan").live or "").partition("</metadata>")[2]
     assert failed and "printer" not in live
+
+
+def test_an_owner_of_a_tap_in_use_is_taken_off_once_nobody_holds_it() -> None:
+    """The mark of a link has no room for the spec: it must not be forgotten elsewhere while it waits."""
+
+    def tap(**more: Any) -> dict[Ref, Resource]:
+        return decoded([document("Tap", "tap1", more)])
+
+    loop = Loop(machine_for(tap(owner=1000)))
+    loop.converge(tap(owner=1000))
+    loop.machine.set_link("tap1", carrier=True)
+    loop.converge(tap())
+    for _ in range(3):
+        plan = loop.plan()
+        assert [item.path for item in plan.objects[Ref("Tap", "tap1")].pending] == ["spec.owner"]
+        loop.act(plan)
+    loop.machine.set_link("tap1", carrier=False)
+    loop.converge()
+    assert loop.machine.link("tap1").owner is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from kvmd.host import libvirt_facts, libvirt_reader
 from kvmd.host.libvirt_facts import LibvirtFacts
 from kvmd.host.libvirt_reader import Capabilities, Stale
 from kvmd.host.port_facts import ports_of
+from kvmd.host.stuck import Reading
 from kvmd.observed import Key, Link, Ports
 from kvmd.settings import Libvirt
 
@@ -27,6 +29,8 @@ class SlowReader:
         self.pools: dict[str, Any] = {}
         self.capabilities = Capabilities()
         self.relisted = time.monotonic()
+        self.reading: Reading | None = None
+        self.held: set[str] = set()
         self.asked: list[set[str]] = []
         self.may_answer = threading.Semaphore(0)
 
@@ -35,11 +39,24 @@ class SlowReader:
         self.may_answer.acquire()
 
 
-def test_what_is_still_being_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def asked_first(monkeypatch: pytest.MonkeyPatch, wake: Callable[[], None]) -> tuple[LibvirtFacts, Any]:
+    """The facts and their reader, which has been asked: that happens before anybody looks."""
     monkeypatch.setattr(libvirt_facts, "Reader", SlowReader)
-    woken = threading.Event()
-    facts = LibvirtFacts(Libvirt(), None, woken.set)  # type: ignore[arg-type]
+    facts = LibvirtFacts(Libvirt(), None, wake)  # type: ignore[arg-type]
     reader: Any = facts._reader
+    wait_for(lambda: len(reader.asked) == 1)
+    return facts, reader
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_what_is_still_being_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken = threading.Event()
+    facts, reader = asked_first(monkeypatch, woken.set)
     reader.may_answer.release()
     assert facts.look(5.0)[2] is None
 
@@ -49,9 +66,7 @@ def test_what_is_still_being_read_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     assert facts.look(0.01)[2] is not None
     reader.may_answer.release()
     assert woken.wait(5.0)
-    deadline = time.monotonic() + 5.0
-    while len(reader.asked) < 3 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: len(reader.asked) == 3)
     assert reader.asked[1:] == [{"first"}, {"second"}]
 
     # Nothing is stale any more, but "second" is still being read: the facts of before are not the present ones.
@@ -82,3 +97,32 @@ def test_a_macvtap_is_known_by_what_it_stands_on_and_by_its_guest() -> None:
     }
     again = ports_of(links, plugged, found)
     assert all(again[key] is fact for key, fact in found.items())
+
+
+def test_a_guest_that_is_held_is_looked_at_again_soon_without_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_facts, "AGAIN_SECONDS", 0.01)
+    woken = threading.Event()
+    facts, reader = asked_first(monkeypatch, woken.set)
+    reader.may_answer.release()
+    assert facts.look(5.0)[2] is None
+    facts.mark_stale("domain", "stuck")
+    reader.held = {"stuck"}
+    for _ in range(2):
+        woken.clear()
+        reader.may_answer.release()
+        assert facts.look(5.0)[2] is None, "the others are known"
+        assert woken.wait(5.0), "nothing else would wake the loop"
+    assert reader.asked[1:] == [{"stuck"}, {"stuck"}]
+
+
+def test_a_reader_that_one_guest_keeps_waiting_is_replaced_sooner_than_a_libvirt_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    woken = threading.Event()
+    facts, first = asked_first(monkeypatch, woken.set)
+    first.reading = Reading("stuck", time.monotonic(), 0.05)
+    error = facts.look(0.01)[2]
+    assert error is not None and "virsh domcontrol stuck" in str(error)
+    assert woken.wait(5.0), "nothing else would wake the loop"
+    facts.look(0.01)
+    assert facts._reader is not first

@@ -73,8 +73,8 @@ def end_installers(loop: Loop) -> bool:
 
 
 def waits(item: ObjectPlan) -> bool:
-    """Whether it is not as asked; a way back to a snapshot that is external is refused, and rightly so."""
-    return not item.ready and not any(condition.reason == "Unsupported" for condition in item.conditions)
+    """Whether it is not as asked; a way back to a snapshot under overlays is refused, and rightly so."""
+    return not item.ready and not any(condition.reason == "Refused" for condition in item.conditions)
 
 
 def test_one_plan_is_enough() -> None:

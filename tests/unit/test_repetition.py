@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kvmd import ops
@@ -14,6 +16,7 @@ from kvmd.settings import Backoff
 
 REF = Ref("Bridge", "br0")
 HEAL = Step(REF, (ops.BridgeCreate("br0", "mark"), ops.LinkSet("br0", up=True)), Cause.DRIFT, "")
+ASK = ops.DomainDetach("web", "u", "ua-disk-data")
 START = Step(REF, (ops.DomainStart("web", "u"),), Cause.DRIFT, "")
 AT_REST = Plan({REF: ObjectPlan(REF, ready=True)})
 
@@ -56,6 +59,17 @@ def test_a_guest_that_ends_again_and_again_is_started_at_growing_intervals() -> 
         end(memory, START, 0.0)
         memory.take_plan(AT_REST, 0.0)
         assert memory.fruitless_until(START, 0.0) == wait
+
+
+def test_a_guest_is_not_asked_again_at_once_for_a_device_whose_removal_had_other_parts_at_first() -> None:
+    memory, first = Remembering(Backoff()), (ops.DomainSetVcpus("web", "u", 2), ASK)
+    again = Step(REF, (replace(ASK, again=True),), Cause.DRIFT, "")
+    end(memory, Step(REF, first, Cause.SPEC, ""), 0.0)
+    assert memory.fruitless_until(again, 0.0) == 1.0
+    end(memory, again, 1.0)
+    assert memory.fruitless_until(again, 1.0) == 3.0
+    other = Step(REF, (replace(ASK, alias="ua-disk-logs", again=True),), Cause.DRIFT, "")
+    assert memory.fruitless_until(other, 1.0) is None
 
 
 @pytest.mark.parametrize(

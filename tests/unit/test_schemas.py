@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from casework import EXAMPLES, resources_in
+from casework import EXAMPLES, resources_in, resources_of
 from generators import Document, decoded
 from hypothesis import HealthCheck, given, settings
 from lxml import etree
@@ -16,6 +16,7 @@ from worlds import machine_for, worlds
 
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
+from kvmd.errors import Retry
 
 SCHEMAS = Path("/usr/share/libvirt/schemas")
 DEVICE_OF = (
@@ -83,6 +84,25 @@ def test_what_is_written_for_generated_specs() -> None:
 @pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)
 def test_what_is_written_for_the_examples(folder: Path) -> None:
     assert judge_all(written_by(resources_in(folder))) > 1
+
+
+def test_the_login_of_ceph(tmp_path: Path) -> None:
+    """The disk names a secret of type ceph, and libvirt is lent the key itself, not its base64."""
+    folder = Path(__file__).parents[1] / "cases" / "VirtualMachine" / "login-of-ceph-nothing-to-do"
+    written = written_by(resources_of((folder / "desired.yaml").read_text(), "ceph.yaml"))
+    (define,) = (item for item in written if isinstance(item, ops.DomainDefine))
+    judge("domain", define.xml)
+    secret = etree.fromstring(define.xml).find("devices/disk/source/auth/secret")
+    assert dict(secret.attrib) == {"type": "ceph", "usage": "kvmd:%2Fetc%2Fkvmd%2Fsecrets%2Fceph"}
+    key = tmp_path / "key"
+    key.write_text("AQBjZXBoeC1rZXk=\n")
+    keys = pytest.importorskip("kvmd.host.disk_keys")
+    assert keys.value_of("ceph", str(key)) == b"\x01\x00cephx-key"
+    judge("secret", keys.definition("ceph", str(key), "c0ffee00-0000-4000-8000-000000000001"))
+    key.write_text("not a key!\n")
+    with pytest.raises(Retry, match="no key of Ceph") as error:
+        keys.value_of("ceph", str(key))
+    assert "not a key!" not in str(error.value)
 
 
 def test_the_judge_is_strict() -> None:

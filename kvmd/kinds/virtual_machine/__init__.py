@@ -100,7 +100,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     status = {
         **status_of(guest.resource, guest.domain, now.state, guest.want.state, guest.known, look),
         **graphics.status_of(guest.domain.live if guest.domain else None),
-        **guest_agent.status_of(guest.domain),
+        **guest_agent.status_of(guest.domain, look),
         **guest.origins.drives.status,
     }
     told = (*_told(guest), *now.changes.conditions, *acts.conditions)

@@ -11,12 +11,15 @@ _PACKAGES = {
     "swtpm": "swtpm swtpm-tools",
     "ovmf": "ovmf",
     "virtiofsd": "virtiofsd (Debian 12: qemu-system-common)",
+    "spice": "qemu-system-modules-spice (Debian 12: qemu-system-common)",
 }
 
 
 def lacking(spec: Spec, look: Look) -> tuple[str, ...]:
     """What it needs beside QEMU and this host has not."""
+    screen = spec.devices.graphics
     needed = {
+        "spice": screen is not None and screen.type == "spice",
         "swtpm": spec.devices.tpm is not None,
         "virtiofsd": any(share.type == "virtiofs" for share in spec.filesystems),
         "ovmf": spec.firmware is not None and spec.firmware.type == "efi",
@@ -39,7 +42,8 @@ def conditions(spec: Spec, domain: Domain | None, machine: str, look: Look) -> t
     type_ = DEGRADED if domain is not None and domain.active else BLOCKED
     found = []
     for name in lacking(spec, look):
-        text = f"it cannot start: this host has no {name}; type: apt-get install {_PACKAGES[name]}"
+        what = "QEMU module for SPICE" if name == "spice" else name
+        text = f"it cannot start: this host has no {what}; type: apt-get install {_PACKAGES[name]}"
         found.append(Condition(type_, True, "HelperMissing", text))
     if is_gone(machine, look):
         text = f"it cannot start: this QEMU has no machine {machine} any more; write `machine: q35` for the newest"

@@ -26,11 +26,19 @@ class Watchdog(SpecModel):
     """A watchdog that acts when the guest no longer feeds it."""
 
     model: Literal["i6300esb", "ib700"] = leaf(
-        "i6300esb", about="Its model; the guest needs its driver.", example="i6300esb", update=Update.NEXT_BOOT
+        "i6300esb",
+        about="Its model; the guest needs its driver. ib700 is for machine pc only.",
+        example="i6300esb",
+        update=Update.NEXT_BOOT,
     )
     action: Literal["reset", "shutdown", "poweroff", "pause", "none", "dump", "inject-nmi"] = leaf(
         "reset", about="What it does.", example="poweroff", update=Update.NEXT_BOOT
     )
+
+    def agree_with(self, machine: str) -> None:
+        """Raise where the machine cannot have it: libvirt 9.0 took ib700 for any, 11.3 refuses it but for pc."""
+        if self.model == "ib700" and "q35" in machine:
+            raise ValueError(f"libvirt gives the watchdog ib700 to a machine pc only; {machine} takes i6300esb")
 
 
 class Tpm(SpecModel):
@@ -64,6 +72,7 @@ def _watchdog_model_put(root: Element, model: str | None) -> None:
     action = None if found is None else found.get("action")
     if found is not None:
         devices.remove(found)  # another model is another bus
+    forget_itco(devices)
     if model is not None:
         ElementTree.SubElement(devices, "watchdog", {"model": model, **({"action": action} if action else {})})
 
@@ -71,6 +80,13 @@ def _watchdog_model_put(root: Element, model: str | None) -> None:
 def _watchdog_action_put(root: Element, action: str | None) -> None:
     if (found := _watchdog(root)) is not None and action is not None:
         found.set("action", action)
+        forget_itco(xmlmap.reach(root, "devices"))
+
+
+def forget_itco(devices: Element) -> None:
+    """libvirt writes it anew, with the action of the other: there is one for all, and libvirt refuses two."""
+    for itco in devices.findall("watchdog[@model='itco']"):
+        devices.remove(itco)
 
 
 def _tpm_model_put(root: Element, model: str | None) -> None:

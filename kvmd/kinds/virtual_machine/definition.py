@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.kinds.virtual_machine import document, install
+from kvmd.kinds.virtual_machine import document, graphics, install
 from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.ownership import owned_changes
@@ -29,7 +29,7 @@ def definition(guest: Guest, look: Look) -> Definition:
     if domain is None or guest.config is None or domain.config is None:
         return _new(guest, look)
     state = guest.want.state
-    also = install.owns(guest.spec, guest.installing)
+    also = install.owns(guest.spec, guest.installing) | graphics.owns(domain.config)
     changes = owned_changes(differences(guest.config, state), guest.resource, guest.applied, also)
     own = domain.mark if domain.mark is not None and domain.mark.ref == guest.ref else None
     before = own or _recorded(guest, look)

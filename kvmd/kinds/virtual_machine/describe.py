@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from kvmd import xmlmap
 from kvmd.api.quantity import format_quantity
-from kvmd.kinds.virtual_machine import memory
+from kvmd.kinds.virtual_machine import memory, numa
 from kvmd.kinds.virtual_machine.devices import SoundModel
 from kvmd.kinds.virtual_machine.domain import FOREIGN, DiskState, Known, NicState, State, read
 from kvmd.kinds.virtual_machine.filesystems import FilesystemState
@@ -37,6 +37,7 @@ def describe(key: Key, observed: Observed) -> Described | None:
         "memory.maxGuest": format_quantity,
         "cpu.topology": lambda value: dict(zip(("sockets", "cores", "threads"), value, strict=True)),
         "cpu.features": lambda features: [{"name": name, "policy": policy} for name, policy in features],
+        "cpu.numa": lambda cells: [{"cpus": cpus, "memory": format_quantity(size)} for cpus, size in cells],
         "disks": lambda disks: [_disk(disk) for disk in disks if _reaches(disk)],
         "interfaces": lambda nics: [_nic(nic) for nic in nics if _is_sayable(nic)],
         "filesystems": lambda shares: [{"name": share.name} | said(share) for share in shares if _is_share(share)],
@@ -48,6 +49,7 @@ def describe(key: Key, observed: Observed) -> Described | None:
     skip = {"accelerator", "hostDevices"} | (set() if plugged else {"memory.hotplug"})
     skip |= set() if state.sound in get_args(SoundModel) else {"devices.sound"}
     skip |= {"memory.maxGuest"} if not plugged and state.hotplug != memory.BALLOON else set()
+    skip |= set() if numa.is_sayable(state.cells, state.max_vcpus) else {"cpu.numa"}
     spec = said(state, words, skip=frozenset(skip))
     put(spec, "runStrategy", "Always" if domain.autostart else "Manual")
     return Described(spec, tuple(_unsaid(root, state, plugged)))
@@ -114,6 +116,8 @@ def _unsaid(root: Element, state: State, plugged: bool) -> list[str]:
     """What stays as it is on the host, and no word of the spec is about."""
     whole = _SAID | _BY_ITSELF | ({"maxMemory"} if plugged else set())
     found = [f"<{element.tag}>" for element in root if element.tag not in whole]
+    sayable = state.cells is None or numa.is_sayable(state.cells, state.max_vcpus)
+    found += [] if sayable else ["<cpu><numa>"]
     found += [f"<os><{element.tag}>" for element in root.findall("os/*") if element.tag not in _SAID_OS]
     devices = _SAID_DEVICES | _DEVICES_BY_ITSELF | ({"memory"} if plugged else set())
     devices |= {"sound"} if state.sound in get_args(SoundModel) else set()

@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ElementTree
 from typing import Literal
 
 from kvmd import xmlmap
+from kvmd.observed.domains import AGENT_CHANNEL
 from kvmd.xmlmap import Element, Place
 
 # https://libvirt.org/formatdomain.html#consoles-serial-parallel-channel-devices: the agent looks for that name.
-AGENT_CHANNEL = "org.qemu.guest_agent.0"
 SoundModel = Literal["ich9", "ich7", "ich6", "ac97", "es1370", "sb16", "pcspk", "usb"]
 
 

@@ -109,7 +109,7 @@ class Disk(SpecModel):
         about="Bus; default virtio for a disk, sata for a CD-ROM.",
         example="virtio",
         update=Update.NEXT_BOOT,
-        unless="a disk on sata or ide cannot be plugged into a running guest",
+        unless="a disk on sata or ide, and an empty tray, cannot be plugged into a running guest",
     )
     read_only: Boolean = leaf(False, about="The guest may not write.", example=True, update=Update.NEXT_BOOT)
     boot_order: Integer | None = leaf(

@@ -10,7 +10,8 @@ from typing import Any
 
 from kvmd import xmlmap
 from kvmd.api.mark import Mark, put_into
-from kvmd.kinds.virtual_machine import domain, filesystems, host_devices, slots
+from kvmd.kinds.virtual_machine import domain, filesystems, host_devices, numa, slots
+from kvmd.kinds.virtual_machine.board import forget_itco
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, SerialState, State
 from kvmd.kinds.virtual_machine.firmware import place_nvram
 from kvmd.plan.difference import Change
@@ -68,6 +69,8 @@ def overlay(
     if "machine" in paths and _is_q35(root.find("os/type")) != ("q35" in want.machine):
         _leave_chipset(root, want)
     xmlmap.write(want, root, lambda path: path in paths)
+    if {"memory.hotplug", "cpu.numa"} <= paths:
+        numa.CELLS.put(root, want.cells)  # the cell of the memory devices has gone with them
     if "firmware.type" in paths:
         place_nvram(root, want.nvram)
     _devices(root, "disks", want.disks, dict(domain.disk_elements(root, known)), paths, _add_disk)
@@ -77,7 +80,9 @@ def overlay(
     if any(path.startswith("filesystems") for path in paths):
         filesystems.share_memory(root, want.shares)
     _devices(root, "hostDevices", want.passed, dict(passed), paths, host_devices.add)
-    _devices(root, "devices.serial", want.serials, dict(domain.serial_elements(root, known)), paths, _add_serial)
+    consoles = dict(domain.serial_elements(root, known))
+    _close_ranks(consoles, {serial.name for serial in want.serials}, paths)
+    _devices(root, "devices.serial", want.serials, consoles, paths, _add_serial)
     if any(path.startswith("devices.serial") for path in paths):
         _drop_mirrors(root)
     if root.find("devices/*/boot") is not None:
@@ -101,8 +106,7 @@ def _leave_chipset(root: Element, want: State) -> None:
     for controller in devices.findall("controller"):
         if controller.get("type") != "scsi":
             devices.remove(controller)
-    for watchdog in devices.findall("watchdog[@model='itco']"):
-        devices.remove(watchdog)  # part of the q35 chipset; libvirt 9.1 and newer write it down by themselves
+    forget_itco(devices)  # part of the q35 chipset
     for device in devices:
         for address in device.findall("address"):
             device.remove(address)
@@ -145,6 +149,26 @@ def _write_device(item: Any, element: Element, prefix: str, paths: set[str]) -> 
         # Another bus is another place in the guest: the old address and target would not fit it.
         xmlmap.cut(element, "address")
         xmlmap.reach(element, "target").set("dev", item.target)
+    if isinstance(item, DiskState) and prefix + "path" in paths:
+        xmlmap.cut(element, "backingStore")  # what the other file stood on
+
+
+def _close_ranks(consoles: dict[str, Element], stay: set[str], paths: set[str]) -> None:
+    """What comes after a console that goes moves up: left where it was, a guest would have no ttyS0 any more."""
+    going = [name for name in consoles if name not in stay and f"devices.serial[{name}]" in paths]
+    gone = [_port(consoles[name]) for name in going]
+    for name, element in consoles.items():
+        target, port = element.find("target"), _port(element)
+        if target is not None and name not in going and port >= 0:
+            target.set("port", str(port - sum(0 <= other < port for other in gone)))
+
+
+def _port(serial: Element) -> int:
+    """Its number among those of the ISA bus; -1 for one on another."""
+    target = serial.find("target")
+    if target is None or target.get("type", "isa-serial") != "isa-serial":
+        return -1
+    return int(target.get("port", "-1"))
 
 
 def _drop_mirrors(root: Element) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmd import xmlmap
-from kvmd.kinds.virtual_machine import filesystems, host_devices, remote
+from kvmd.kinds.virtual_machine import filesystems, host_devices, numa, remote
 from kvmd.kinds.virtual_machine.bandwidth import BandwidthState
 from kvmd.kinds.virtual_machine.board import Board
 from kvmd.kinds.virtual_machine.devices import AGENT, RNG, SOUND, TABLET
@@ -258,6 +258,7 @@ class State(Board):
     )
     max_memory: int = field(metadata=at("memory.maxGuest", xml=MAXIMUM))
     memory: int = field(metadata=at("memory.guest", xml=GUEST))
+    cells: numa.Cells | None = field(metadata=at("cpu.numa", xml=numa.CELLS))  # before the devices that need one cell
     hotplug: str = field(metadata=at("memory.hotplug", xml=MODE))
     kernel: str | None = field(metadata=at("kernelBoot.kernel.path", xml=xmlmap.text("os/kernel")))
     initrd: str | None = field(metadata=at("kernelBoot.initrd.path", xml=xmlmap.text("os/initrd")))

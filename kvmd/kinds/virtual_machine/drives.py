@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmd import ops
 from kvmd.api.resource import Ref, hash_of
-from kvmd.api.status import BLOCKED, DEGRADED, RECONCILING, STALLED, Condition
+from kvmd.api.status import BLOCKED, DEGRADED, FETCH_FAILED, RECONCILING, STALLED, Condition
 from kvmd.errors import Blocked
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.domain import State
@@ -149,7 +149,7 @@ def _errand(act: ops.StorageOp, look: Look) -> Drives:
         return Drives(operations=(act,))
     kind = STALLED if fact.final or fact.attempts >= MOST_ATTEMPTS else RECONCILING
     text = f"{fact.problem} (attempt {fact.attempts})"
-    return Drives(conditions=(Condition(kind, True, "DriveNotReached", text),), wake_at=fact.again_at)
+    return Drives(conditions=(Condition(kind, True, FETCH_FAILED, text),), wake_at=fact.again_at)
 
 
 def _kept(ref: Ref, name: str, remote: _Remote, look: Look) -> tuple[str, str] | None:

@@ -19,6 +19,7 @@ from kvmd.xmlmap import Element, Place
 
 LOCALHOST = "127.0.0.1"
 SOCKET = "socket"
+ALIAS_VIDEO = "ua-video"  # of a card that kvmd made
 DEFAULT_VIDEO = "vga"  # what BIOS, UEFI and every guest can drive
 _UNLESS = "NextBoot where there was no password before, or is none afterwards"
 _SCREENS = ("vnc", "spice")
@@ -138,7 +139,17 @@ def _video_put(root: Element, model: str | None) -> None:
     if first is not None:
         devices.remove(first)
     if model is not None:
-        ElementTree.SubElement(ElementTree.SubElement(devices, "video"), "model", {"type": model})
+        card = ElementTree.SubElement(devices, "video")
+        ElementTree.SubElement(card, "model", {"type": model})
+        ElementTree.SubElement(card, "alias", {"name": ALIAS_VIDEO})
+
+
+def owns(xml: str | None) -> frozenset[str]:
+    """The leaf of the first card, where that is of our making: what came with a screen goes with it."""
+    if xml is None or ALIAS_VIDEO not in xml:
+        return frozenset()
+    named = xmlmap.parse(xml).find(f"devices/video[1]/alias[@name='{ALIAS_VIDEO}']")
+    return frozenset() if named is None else frozenset({"devices.video.model"})
 
 
 TYPE = Place(_type_get, _type_put)

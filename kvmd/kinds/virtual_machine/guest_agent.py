@@ -1,27 +1,34 @@
-"""Whether the guest agent answers: libvirt notes it in the running self, so nobody has to ask the guest."""
+"""Whether the guest agent answers, and what it says of its guest: nothing here asks it."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from kvmd.kinds.virtual_machine.devices import AGENT_CHANNEL
-from kvmd.observed import Domain
-
-_STATE = re.compile(rf"<target\b(?=[^>]*\bname=['\"]{re.escape(AGENT_CHANNEL)}['\"])[^>]*\bstate=['\"](\w+)['\"]")
+from kvmd.observed import Domain, GuestWords, Key
+from kvmd.plan.look import Look
 
 
-def is_connected(domain: Domain | None) -> bool:
-    """True while an agent in the guest holds its channel open."""
-    return _state(domain) == "connected"
+def status_of(domain: Domain | None, look: Look) -> dict[str, Any]:
+    """connected or disconnected, of a running machine that has the channel; and what its agent says."""
+    if domain is None or not domain.agent:
+        return {}
+    words = words_of(domain, look)
+    found: dict[str, Any] = {"guestAgent": domain.agent}
+    if words is not None:
+        said = {"hostName": words.host_name, "os": words.system, "kernel": words.kernel}
+        found["guestSays"] = {key: value for key, value in said.items() if value}
+    return found
 
 
-def status_of(domain: Domain | None) -> dict[str, Any]:
-    """connected or disconnected, of a running machine that has the channel."""
-    state = _state(domain)
-    return {"guestAgent": state} if state else {}
+def words_of(domain: Domain | None, look: Look) -> GuestWords | None:
+    """What the agent said last."""
+    if domain is None or domain.agent != "connected":
+        return None
+    fact = look.fact(Key("guest", domain.name))
+    return fact if isinstance(fact, GuestWords) else None
 
 
-def _state(domain: Domain | None) -> str:
-    match = _STATE.search(domain.live) if domain is not None and domain.live is not None else None
-    return match[1] if match else ""
+def addresses_of(mac: str, words: GuestWords | None) -> list[str]:
+    """The addresses that it says its NIC with that MAC has."""
+    nics = words.nics if words is not None else ()
+    return [address for nic in nics if nic.mac == mac.lower() for address in nic.addresses]

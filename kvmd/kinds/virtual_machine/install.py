@@ -16,10 +16,10 @@ from kvmd.api.quantity import HostPath
 from kvmd.api.resource import Ref, SpecModel
 from kvmd.api.schema import branch, leaf
 from kvmd.api.status import DEGRADED, RECONCILING, STALLED, Condition
-from kvmd.kinds.virtual_machine import guest_agent
 from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.remote import Url
 from kvmd.observed import Domain, Ledger
 from kvmd.plan.difference import Change
 
@@ -35,20 +35,23 @@ class InstallFrom(SpecModel):
 
     path: HostPath | None = leaf(None, about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
     image: str | None = leaf(None, about="An Image.", example="debian-netinst")
+    url: Url | None = leaf(
+        None, about="ISO file on a server, as of a CD-ROM.", example="https://mirror.example/debian.iso"
+    )
     kernel_boot: KernelBoot | None = branch(None, about="A kernel that is booted instead of the ISO.")
 
     @model_validator(mode="after")
     def _agree(self) -> InstallFrom:
-        if self.path is not None and self.image is not None:
-            raise ValueError("write one of `path` and `image`, not both")
-        if self.path is None and self.image is None and self.kernel_boot is None:
-            raise ValueError("write `path` or `image` for an ISO, or `kernelBoot`")
+        if len(self.media) > 1:
+            raise ValueError("write one of `path`, `image` and `url`")
+        if not self.media and self.kernel_boot is None:
+            raise ValueError("write `path`, `image` or `url` for an ISO, or `kernelBoot`")
         return self
 
     @property
     def media(self) -> dict[str, str]:
         """What lies in the tray; nothing where only a kernel is booted."""
-        return {word: value for word in ("path", "image") if (value := getattr(self, word)) is not None}
+        return {word: value for word in ("path", "image", "url") if (value := getattr(self, word)) is not None}
 
 
 class Install(SpecModel):
@@ -125,7 +128,7 @@ def ended(ref: Ref, spec: Spec, at: str, domain: Domain | None) -> tuple[ops.Op,
     if spec.install.ends_by_reboot:
         over = not domain.active and domain.reason == "shutdown"
     else:
-        over = guest_agent.is_connected(domain)
+        over = domain is not None and domain.agent == "connected"
     return (ops.LedgerWrite(str(ref), "install", DONE),) if over else ()
 
 

@@ -17,6 +17,7 @@ from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
 from kvmd.kinds.virtual_machine.graphics import live_screen
 from kvmd.kinds.virtual_machine.install import TRAY
+from kvmd.kinds.virtual_machine.unplug import was_asked
 from kvmd.observed import Domain
 from kvmd.plan.difference import Change, plain
 from kvmd.xmlmap import Element
@@ -147,7 +148,7 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
         if name == TRAY and change.after is None:  # it stays until the next boot, what lies in it does not
             element = dict(xml.disk_elements(running.root, running.known))[name]
             return _update(domain, xml.ALIAS_DISK + name, element, replace(device, source=None), "path", "format")
-        if device.bus not in xml.HOT_PLUG_BUSES:
+        if device.bus not in xml.HOT_PLUG_BUSES or _is_empty_tray(change.after):
             return None
         alias = xml.ALIAS_DISK + name
         if change.after:
@@ -161,6 +162,11 @@ def _disk(change: Change, name: str, leaf: str | None, running: _Running) -> ops
         element = dict(xml.disk_elements(running.root, running.known))[name]
         return _update(domain, xml.ALIAS_DISK + name, element, want, "path", "format", "authFrom")
     return None
+
+
+def _is_empty_tray(device: object) -> bool:
+    """libvirt 9.0 cannot plug one in: it looks for the name of the file that is not there."""
+    return isinstance(device, DiskState) and device.device == "cdrom" and device.source is None
 
 
 def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.Op | None:
@@ -191,7 +197,8 @@ def _detach(domain: Domain, alias: str, element: Element) -> ops.Op:
     """By alias; a guest that was adopted while it ran has other aliases until its next boot: by its element."""
     found = element.find("alias")
     named = found is not None and found.get("name") == alias
-    return ops.DomainDetach(domain.name, domain.uuid, alias, "" if named else xmlmap.serialise(element))
+    xml = "" if named else xmlmap.serialise(element)
+    return ops.DomainDetach(domain.name, domain.uuid, alias, xml, was_asked(domain, alias))
 
 
 def _update(domain: Domain, alias: str, element: Element, want: DiskState | NicState, *paths: str) -> ops.Op:

@@ -21,11 +21,12 @@ from kvmd.kinds.virtual_machine.secret import (
 )
 from kvmd.plan.look import Look
 
-AUTH = "Who asks the server: of iscsi (CHAP), http and https (basic), ftp, ftps and ssh (a private key)."
+AUTH = "Who asks the server: of iscsi (CHAP), rbd (cephx), http and https (basic), ftp, ftps and ssh (a private key)."
 COOKIES = "The cookies that http and https are asked with."
 TLS = "Whose certificate counts, of https and ftps; default the authorities of this host."
 _UNLESS = "NextBoot for a disk that is plugged in"
-_NAMED = frozenset({"iscsi", "http", "https", "ftp", "ftps"})
+_DIRECT = frozenset({"iscsi", "rbd"})  # libvirt hands their logins to QEMU
+_NAMED = frozenset({*_DIRECT, "http", "https", "ftp", "ftps"})
 _TLS = frozenset({"https", "ftps"})
 _HTTP = frozenset({"http", "https"})
 
@@ -111,7 +112,7 @@ def refuse_login(item: Spoken) -> None:
             raise ValueError(f"a URL of {protocol} has no `{word}`; it is for {', '.join(sorted(known[word]))}")
     if item.auth_from is not None:
         _refuse_user(item.auth_from.user, protocol)
-    if item.access == "Direct" and protocol != "iscsi":
+    if item.access == "Direct" and protocol not in _DIRECT:
         raise ValueError(f"{why_cached(protocol)}; write `access: Cached` or leave it out")
 
 

@@ -118,6 +118,8 @@ def _maximum_put(root: Element, maximum: int) -> None:
 
 
 def _mode_put(root: Element, mode: str) -> None:
+    if mode == mode_of(root) == BALLOON:
+        return  # its cells, if it has any, are what somebody wrote
     guest, maximum = guest_of(root) or 0, maximum_of(root) or 0
     for model in ("virtio-mem", "dimm"):
         for device in _devices(root, model):
@@ -281,13 +283,14 @@ def _plug(domain: Domain, root: Element, guest: int) -> ops.Op | None:
     after = xmlmap.parse(domain.config or "<domain/>")
     if mode_of(after) != DIMM:
         return None
+    defined = _ours(after)
     _guest_put(after, guest)
     here, there = _ours(root), _ours(after)
     missing, surplus = [name for name in there if name not in here], [name for name in here if name not in there]
     if total < guest and missing:
         return ops.DomainAttach(domain.name, domain.uuid, missing[0], memory=True)
     if total > guest and surplus and _boots_alike(root, after):
-        return ops.DomainDetach(domain.name, domain.uuid, surplus[-1])
+        return ops.DomainDetach(domain.name, domain.uuid, surplus[-1], again=surplus[-1] not in defined)
     return None
 
 

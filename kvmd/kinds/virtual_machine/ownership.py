@@ -50,7 +50,9 @@ def _implied(change: Change, spec: Any) -> tuple[str, ...]:
     asked = {"cpu.maxVcpus": spec.cpu.vcpus, "memory.maxGuest": spec.memory.guest}.get(change.path)
     if asked is not None and asked > change.before:
         return (change.path, "cpu.topology") if change.path == "cpu.maxVcpus" else (change.path,)
-    if change.path == "cpu.topology" and spec.cpu.topology is not None:
+    if (change.path == "cpu.topology" and spec.cpu.topology is not None) or (
+        change.path == "cpu.numa" and spec.cpu.numa
+    ):
         return ("cpu.maxVcpus",)
     return ("cpu.model",) if change.path == "accelerator" else ()
 

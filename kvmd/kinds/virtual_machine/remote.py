@@ -174,9 +174,9 @@ def _auth_put(root: Element, word: str | None) -> None:
         return
     user, _, secret = word.partition(" ")
     auth = ElementTree.SubElement(source, "auth", {"username": user})
-    ElementTree.SubElement(
-        auth, "secret", {"type": source.get("protocol", ""), "usage": USAGE + quote(secret, safe="")}
-    )
+    protocol = source.get("protocol", "")
+    kind = {"rbd": "ceph"}.get(protocol, protocol)
+    ElementTree.SubElement(auth, "secret", {"type": kind, "usage": USAGE + quote(secret, safe="")})
 
 
 AUTH = Place(_auth_get, _auth_put)

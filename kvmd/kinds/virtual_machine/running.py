@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import install, memory, port_group, power, snapshots, unplug
+from kvmd.kinds.virtual_machine import graphics, install, memory, port_group, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.live import LiveChanges, live_changes
@@ -46,6 +46,7 @@ def running(guest: Guest, look: Look) -> Running:
     state = read(root, guest.known)
     leaves = to_leave(domain.boot_mark, domain.mark, domain.run)
     also = leaves | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
+    also |= graphics.owns(domain.live)
     found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from kvmd.api.resource import Ref, Resource
 from kvmd.errors import Blocked
@@ -10,9 +11,11 @@ from kvmd.kinds.virtual_machine.disk import Disk
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain, Key, Ledger, Snapshot
 from kvmd.plan.look import Look
+from kvmd.plan.model import Applied
 from kvmd.xmlmap import Element
 
 KINDS = frozenset({"VirtualMachineSnapshot", "VirtualMachineRestore"})
+SOURCES = ("path", "volume", "image", "url")
 RESTORED = "restored"  # in the mark of a running self that came from a snapshot: who asked for it
 
 
@@ -20,19 +23,31 @@ def on_overlays(resource: Resource, spec: Spec, domain: Domain | None, root: Ele
     """*spec* with the active overlay in the place of each file that a snapshot has put one over: no drift."""
     if domain is None or root is None:
         return spec
-    under = dict(_noted(domain, look))
-    applied = look.applied(resource.ref)
-    if applied is not None and applied.of_this(resource):
-        # Somebody else's snapshot, of which libvirt was to note nothing. Had the spec changed, its word would count.
-        under = {**dict(_chains(root)), **under}
-    if not under:
+    noted, chains = dict(_noted(domain, look)), dict(_chains(root))
+    if not noted and not chains:
         return spec
     # A file that is a disk of its own besides is where its own disk says, not where another's chain leads.
     sources = frozenset(_sources(root))
-    active = {path: top for top in sources for path in _below(top, under) if path not in sources}
-    if not active:
-        return spec
-    return spec.model_copy(update={"disks": tuple(_over(disk, active) for disk in spec.disks)})
+    sure, seen = (
+        {path: top for top in sources for path in _below(top, under) if path not in sources}
+        for under in (noted, {**chains, **noted})
+    )
+    # What no snapshot says, the chain in the definition does (of somebody else's snapshot, of an earlier restore).
+    # Had the spec of that very disk changed, its word would count.
+    same = _as_applied(resource, look.applied(resource.ref))
+    disks = tuple(_over(disk, seen if disk.name in same else sure) for disk in spec.disks)
+    return spec.model_copy(update={"disks": disks})
+
+
+def _as_applied(resource: Resource, applied: Applied | None) -> frozenset[str]:
+    """The disks of which the spec names the same source as when it was last applied."""
+    before = _named_sources(applied.written) if applied is not None else {}
+    now = _named_sources(resource.written)
+    return frozenset(name for name, source in now.items() if before.get(name) == source)
+
+
+def _named_sources(written: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {disk["name"]: tuple(disk.get(word) for word in SOURCES) for disk in written.get("disks") or ()}
 
 
 def _over(disk: Disk, active: dict[str, str]) -> Disk:

@@ -23,6 +23,8 @@ from kvmd.kinds.virtual_machine.install import TRAY, Install
 from kvmd.kinds.virtual_machine.kernel_boot import KernelBoot
 from kvmd.kinds.virtual_machine.memory import refuse_odd
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.numa import Cell
+from kvmd.kinds.virtual_machine.numa import agree as agree_on_cells
 from kvmd.kinds.virtual_machine.processor import Feature
 from kvmd.kinds.virtual_machine.restart import UpdatePolicy
 from kvmd.kinds.virtual_machine.shutdown import Shutdown
@@ -73,6 +75,9 @@ class Cpu(SpecModel):
     topology: Topology | None = branch(None, about="Topology that the guest sees.")
     features: tuple[Feature, ...] = branch(
         (), about="Features beside those of the model, which must be named; null and default are those of the model."
+    )
+    numa: tuple[Cell, ...] = branch(
+        (), about="NUMA cells that the guest sees; default none. Not with hotplug VirtioMem or Dimm."
     )
 
     @property
@@ -293,6 +298,8 @@ class Spec(SpecModel):
         _once((f"{forward.protocol}/{forward.host}" for forward in forwards), "the host port")
         if self.firmware is not None:
             self.firmware.agree_with(self.machine)
+        if self.devices.watchdog is not None:
+            self.devices.watchdog.agree_with(self.machine)
         if "q35" in self.machine and any(disk.bus == "ide" for disk in self.disks):
             raise ValueError(f"the machine {self.machine} has no IDE; use bus sata, or machine pc")
         if sum(disk.bus == "ide" for disk in self.disks) > 4:
@@ -307,6 +314,7 @@ class Spec(SpecModel):
                     f"the disk '{disk.name}' is served by ioThread {disk.io_thread}, and there are "
                     f"{self.io_threads or 0}; write `ioThreads: {disk.io_thread}`"
                 )
+        agree_on_cells(self.cpu.numa, self.cpu.maximum, self.memory.maximum, self.memory.hotplug)
         if self.install is not None:
             self.install.agree_with(self.disks, self.devices.guest_agent)
         return self

@@ -7,10 +7,11 @@ from typing import Any
 
 from kvmd.api.quantity import format_quantity
 from kvmd.api.resource import Resource
+from kvmd.kinds.virtual_machine import guest_agent
 from kvmd.kinds.virtual_machine.direct import path_of
 from kvmd.kinds.virtual_machine.domain import Known, NicState, State
 from kvmd.kinds.virtual_machine.path import blocked_by_stp, link_of, sized, state_of, ways_out
-from kvmd.observed import Domain, Key, Network, Ports
+from kvmd.observed import Domain, GuestWords, Key, Network, Ports
 from kvmd.plan.leases import addresses_of
 from kvmd.plan.look import Look
 
@@ -19,7 +20,7 @@ def status_of(
     resource: Resource, domain: Domain | None, live: State | None, want: State, known: Known, look: Look
 ) -> Mapping[str, Any]:
     """The kind's part of the status."""
-    shown = live or want
+    shown, words = live or want, guest_agent.words_of(domain, look)
     found: dict[str, Any] = {
         "power": domain.state if domain else "absent",
         "powerReason": domain.reason if domain else "",
@@ -29,22 +30,25 @@ def status_of(
         "machine": shown.machine,
         "vcpus": shown.vcpus,
         "memory": format_quantity(shown.memory),
-        "interfaces": [_interface(nic, live, look) for nic in want.interfaces],
+        "interfaces": [_interface(nic, live, words, look) for nic in want.interfaces],
     }
     return found
 
 
-def _interface(nic: NicState, live: State | None, look: Look) -> dict[str, Any]:
+def _interface(nic: NicState, live: State | None, words: GuestWords | None, look: Look) -> dict[str, Any]:
     running = next((item for item in live.interfaces if item.name == nic.name), None) if live else None
     kind, _, target = nic.attachment.partition(":")
     tap = running.target if running else ""
     now, _, where = (running or nic).attachment.partition(":")  # another one may wait for the next boot
+    mac = (running or nic).mac
+    told = guest_agent.addresses_of(mac, words)
     return {
         "name": nic.name,
-        "mac": (running or nic).mac,
+        "mac": mac,
         "attachment": {kind: target or True},
         "tap": tap or None,
-        "addresses": addresses_of((running or nic).mac, _bridge_of(now, where, look), look) if running else [],
+        "addresses": addresses_of(mac, _bridge_of(now, where, look), look) if running else [],
+        **({"agentAddresses": told} if told else {}),
         "path": sized(_path(nic, running, now, where, look), look),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,11 @@ def left_behind(root: Element, want: State) -> frozenset[str]:
         ours = (name for name in names - wanted if name.startswith(prefix))
         found += [f"{where}[{name.removeprefix(prefix)}]" for name in ours]
     return frozenset(found)
+
+
+def was_asked(domain: Domain, alias: str) -> bool:
+    """True where the definition has lost the device already: that is done just before the guest is asked."""
+    return not re.search(rf"<alias name=['\"]{re.escape(alias)}['\"]", domain.config or "")
 
 
 def unanswered(domain: Domain, operations: tuple[ops.Op, ...], fruitless: int) -> tuple[Condition, ...]:

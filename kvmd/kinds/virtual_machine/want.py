@@ -19,6 +19,7 @@ from kvmd.kinds.virtual_machine.firmware import nvram_path
 from kvmd.kinds.virtual_machine.graphics import screen_of
 from kvmd.kinds.virtual_machine.io_tune import limits_of
 from kvmd.kinds.virtual_machine.nic import Interface
+from kvmd.kinds.virtual_machine.numa import cells_of
 from kvmd.kinds.virtual_machine.origins import attached_to
 from kvmd.kinds.virtual_machine.remote import auth_word, is_url
 from kvmd.kinds.virtual_machine.spec import Spec
@@ -86,7 +87,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         accelerator=accelerator,
         machine=machine,
         max_vcpus=spec.cpu.maximum
-        if config is None or topology is not None or "cpu.maxVcpus" in owned
+        if config is None or topology is not None or spec.cpu.numa or "cpu.maxVcpus" in owned
         else max(spec.cpu.vcpus, config.max_vcpus),
         vcpus=spec.cpu.vcpus,
         cpu_model=_cpu_model(spec.cpu.model, accelerator, config, applied),
@@ -96,6 +97,7 @@ def wanted(resource: Resource, spec: Spec, domain: Domain | None, config: State 
         else max(spec.memory.guest, config.max_memory),
         memory=spec.memory.guest,
         hotplug=spec.memory.hotplug,
+        cells=cells_of(spec.cpu.numa),
         kernel=boot.kernel.path if boot else None,
         initrd=boot.initrd.path if boot and boot.initrd else None,
         arguments=(boot.args or None) if boot else None,  # libvirt drops an empty command line
