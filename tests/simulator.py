@@ -138,20 +138,28 @@ class Machine:
     def _look_at_ports(self) -> None:
         taps: dict[str, list[tuple[str, str]]] = {}
         members: dict[str, list[str]] = {}
+        above: dict[str, list[str]] = {}
+        guests: dict[str, str] = {}  # of macvtaps
         for fact in self.facts.values():
+            if isinstance(fact, Link) and fact.parent:
+                above.setdefault(fact.parent, []).append(fact.name)
             if isinstance(fact, Link) and fact.master:
                 members.setdefault(fact.master, []).append(fact.name)
             if isinstance(fact, Domain) and fact.live is not None:
                 for nic in parse(fact.live).findall("devices/interface"):
                     source, target = nic.find("source"), nic.find("target")
+                    if nic.get("type") == "direct" and target is not None:
+                        guests[target.get("dev", "")] = fact.name
                     bridge = None if source is None else source.get("bridge")
                     if nic.get("type") in ("bridge", "network") and bridge and target is not None:
                         taps.setdefault(bridge, []).append((target.get("dev", ""), fact.name))
         for key in [key for key in self.facts if key.type == "ports"]:
-            if key.name not in taps and key.name not in members:
+            if key.name not in taps.keys() | members.keys() | above.keys():
                 del self.facts[key]
-        for bridge in sorted(taps.keys() | members.keys()):
-            ports = Ports(bridge, tuple(sorted(taps.get(bridge, ()))), tuple(sorted(members.get(bridge, ()))))
+        for bridge in sorted(taps.keys() | members.keys() | above.keys()):
+            on_top = tuple((name, guests.get(name, "")) for name in sorted(above.get(bridge, ())))
+            own = tuple(sorted(taps.get(bridge, ()))), tuple(sorted(members.get(bridge, ())))
+            ports = Ports(bridge, *own, on_top)
             self._put(Key("ports", bridge), ports)
 
     def _put(self, key: Key, fact: Fact) -> None:
@@ -459,7 +467,7 @@ class Machine:
         if nic.tag != "interface" or target is None:
             return
         name = target.get("dev", "")
-        if nic.get("type") in ("network", "bridge"):
+        if nic.get("type") in ("network", "bridge", "direct"):
             self.facts.pop(Key("link", name), None)
         elif self.find_link(name) is not None:
             self.set_link(name, carrier=False, operstate="down")
@@ -628,6 +636,8 @@ class Machine:
                 link = self.link(name, operation.index)
                 _demand(link.alias == alias, f"{name} is another link now")
                 _demand(link.kind != "tun" or not link.carrier, f"{name} is held by somebody")
+                on_top = [o.name for o in self.facts.values() if isinstance(o, Link) and o.parent == name]
+                _demand(not on_top, f"{on_top} would go with {name}")
                 self.delete_link(name)
             case ops.AddressAdd(cidr=cidr):
                 self.add_address(name, cidr, operation.index)
@@ -733,9 +743,11 @@ class Machine:
         self.set_link(name, addresses=(*link.addresses, address), routes=(*link.routes, route))
 
     def delete_link(self, name: str) -> None:
-        """Remove a link; what was its port has no master any more."""
+        """Remove a link; what was its port has no master any more, what stands on it goes with it."""
         for fact in list(self.facts.values()):
-            if isinstance(fact, Link) and fact.master == name:
+            if isinstance(fact, Link) and fact.parent == name and self.find_link(fact.name) is not None:
+                self.delete_link(fact.name)
+            if isinstance(fact, Link) and fact.master == name and self.find_link(fact.name) is not None:
                 self.set_link(fact.name, master="", master_index=0, port=None)
         del self.facts[Key("link", name)]
 

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Strict, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/ (the part that sizes use)
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -81,7 +81,19 @@ def _without_zone(value: str) -> str:
 def _interface(value: str) -> str:
     if "/" not in value:
         raise ValueError(f"'{value}' has no prefix length; write it as {value}/24")
-    return str(ipaddress.ip_interface(_without_zone(value)))
+    found = ipaddress.ip_interface(_without_zone(value))
+    if found.ip.is_unspecified or found.ip.is_multicast:
+        raise ValueError(f"'{value}' is no address that a link can have")
+    return str(found)
+
+
+def _one_prefix_each(values: tuple[str, ...]) -> tuple[str, ...]:
+    """A link has an address of IPv6 once: a second prefix length is acknowledged and ignored (one of IPv4 is not)."""
+    found = {value.partition("/")[0]: value for value in values if ":" in value}
+    for value in values:
+        if (other := found.get(value.partition("/")[0], value)) != value:
+            raise ValueError(f"{value} and {other} are the same address; a link has it with one prefix length")
+    return values
 
 
 def _network(value: str) -> str:
@@ -129,6 +141,7 @@ def _device_name(value: str) -> str:
 
 Integer = Annotated[int, Strict()]
 Boolean = Annotated[bool, Strict()]
+AccountNumber = Annotated[int, Strict(), Field(ge=0, le=2**32 - 2)]  # the kernel keeps the last one for "nobody"
 Text = Annotated[str, AfterValidator(_printable)]
 _SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|[KMGT]i|[MGT])?$"
 _SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": _SIZE_PATTERN}, {"type": "integer"}]}
@@ -145,6 +158,7 @@ Mac = Annotated[str, AfterValidator(normalise_mac)]
 Address = Annotated[str, AfterValidator(_address)]
 Ipv4Address = Annotated[str, AfterValidator(_ipv4)]
 InterfaceAddress = Annotated[str, AfterValidator(_interface)]
+InterfaceAddresses = Annotated[tuple[InterfaceAddress, ...], AfterValidator(_one_prefix_each)]
 IpNetwork = Annotated[str, AfterValidator(_network)]
 HostPath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolute)]
 LinkName = Annotated[str, AfterValidator(link_name)]

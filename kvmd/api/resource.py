@@ -142,11 +142,15 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """*source* names *target* in its spec; *attributes* is what the target may want to know of it."""
+    """*source* names *target* in its spec; *attributes* is what the target may want to know of it.
+
+    With *perhaps* the spec names a link of the host, and *target* would be the object that this link is.
+    """
 
     source: Ref
     target: Ref
     attributes: tuple[tuple[str, str], ...] = ()
+    perhaps: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -78,6 +78,8 @@ def _dangling(resources: Sequence[Resource]) -> Iterator[Problem]:
     known = {resource.ref for resource in resources}
     for resource in resources:
         for reference in CONTROLLERS[resource.ref.kind].references(resource.ref, resource.spec):
+            if reference.perhaps:
+                continue
             if reference.target not in known and reference.target.kind in CONTROLLERS:
                 text = f"{resource.ref} refers to {reference.target}, which these files do not declare"
                 hint = "that is fine if the host has it already; else the object waits for it"

@@ -31,6 +31,7 @@ from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
 from kvmd.host.opened import Opened
+from kvmd.host.port_facts import ports_of
 from kvmd.host.preflight import lacking_links, usable_kvm
 from kvmd.host.rule_hold import release
 from kvmd.host.seeds import Seeds
@@ -107,7 +108,7 @@ class Host:
         if same:
             facts, marks = self._observed.facts, self._observed.marks
         else:
-            ports = self._look_at_ports(taps)
+            ports = self._ports = ports_of(self._link_facts.values(), taps, self._ports)
             merged = {
                 **domains,
                 **managers,
@@ -209,20 +210,6 @@ class Host:
             self._link_facts = links
         self._links_complete = complete
         return complete
-
-    def _look_at_ports(self, taps: Mapping[str, tuple[tuple[str, str], ...]]) -> Mapping[Key, Ports]:
-        members: dict[str, list[str]] = {}
-        for link in self._link_facts.values():
-            if link.master:
-                members.setdefault(link.master, []).append(link.name)
-        found: dict[Key, Ports] = {}
-        for bridge in taps.keys() | members.keys():
-            key = Key("ports", bridge)
-            ports = Ports(bridge, taps.get(bridge, ()), tuple(sorted(members.get(bridge, ()))))
-            known = self._ports.get(key)
-            found[key] = known if known == ports and known is not None else ports
-        self._ports = found
-        return found
 
     def _host_fact(self) -> HostFact:
         """Made anew where libvirt, QEMU or the accounts of this machine may be others."""

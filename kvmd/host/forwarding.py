@@ -7,6 +7,7 @@ kernel says that there is another ruleset than was read, and with every relist. 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import re
 import socket
@@ -212,8 +213,14 @@ def _astray(bridge: str) -> Iterable[tuple[str, str]]:
         for link in json.loads(
             output_of("ip", "-j", "-4", "route", "show", "dev", bridge, "proto", "kernel") or "[]"
         ):
-            network = str(link["dst"])
-            address = network.rpartition(".")[0] + ".254"
+            address = _guest_in(str(link["dst"]), str(link.get("prefsrc", "")))
             way = json.loads(output_of("ip", "-j", "-4", "route", "get", address) or "[]")
-            if way and way[0]["dev"] != bridge and way[0].get("type") != "broadcast":
+            if way and way[0]["dev"] != bridge and way[0].get("type") not in ("broadcast", "local"):
                 yield bridge, str(way[0]["dev"])
+
+
+def _guest_in(subnet: str, own: str) -> str:
+    """The last address of a subnet that a guest may have: not the broadcast address, nor the host's *own*."""
+    network = ipaddress.IPv4Network(subnet)
+    last = max(network.num_addresses - (2 if network.prefixlen < 31 else 1), 0)
+    return str(network[last - 1] if last and str(network[last]) == own else network[last])

@@ -11,12 +11,11 @@ from typing import cast
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.libvirt_connection import Recorder
 from kvmd.host.libvirt_reader import Capabilities, Reader, Stale
+from kvmd.host.port_facts import Plugged
 from kvmd.host.stuck import AGAIN_SECONDS
 from kvmd.identity import kept
 from kvmd.observed import Fact, Key
 from kvmd.settings import Libvirt
-
-TapsByBridge = Mapping[str, tuple[tuple[str, str], ...]]
 
 
 class LibvirtFacts:
@@ -33,7 +32,7 @@ class LibvirtFacts:
         self._later: threading.Timer | None = None
         self._error: KvmdError | None = BackendUnavailable("libvirt was not asked yet")
         self._facts: Mapping[Key, Fact] = {}
-        self._ports: TapsByBridge = {}
+        self._ports: Plugged = {}
         self.holders: Mapping[str, tuple[str, ...]] = {}  # the domains that name a file
         with self._lock:  # a reader asks whether it still is the one: not before it is named
             self._reader = self._new_reader(None)
@@ -45,8 +44,8 @@ class LibvirtFacts:
 
     # ------------------------------------------------------------------------------ seen from the cycle
 
-    def look(self, patience: float) -> tuple[Mapping[Key, Fact], TapsByBridge, KvmdError | None]:
-        """Refresh what is stale; facts, TAPs by bridge, and what went wrong.
+    def look(self, patience: float) -> tuple[Mapping[Key, Fact], Plugged, KvmdError | None]:
+        """Refresh what is stale; facts, guests' links by what is below, and what went wrong.
 
         Waits at most *patience* seconds, and not again until the answer that did not come in time is there.
         """
@@ -156,11 +155,11 @@ class LibvirtFacts:
     def _publish(self) -> None:
         """Rebuild the tables, keeping every object (and the whole) where nothing changed (lock held)."""
         facts: dict[Key, Fact] = {}
-        taps: dict[str, list[tuple[str, str]]] = {}
+        plugged: dict[Key, list[tuple[str, str]]] = {}
         for entry in self._reader.domains.values():
             facts[Key("domain", entry.fact.name)] = entry.fact
-            for bridge, tap in entry.ports:
-                taps.setdefault(bridge, []).append((tap, entry.fact.name))
+            for below, own in entry.ports:
+                plugged.setdefault(below, []).append((own, entry.fact.name))
             for snapshot in entry.snapshots:
                 key, fact = Key("snapshot", snapshot.name), cast(Fact, snapshot)
                 facts[key] = kept(self._facts.get(key), fact)
@@ -175,4 +174,4 @@ class LibvirtFacts:
             facts[Key("pool", entry.fact.name)] = entry.fact
         if facts.keys() != self._facts.keys() or any(facts[key] is not self._facts[key] for key in facts):
             self._facts = facts
-            self._ports = {bridge: tuple(sorted(found)) for bridge, found in taps.items()}
+            self._ports = {below: tuple(sorted(found)) for below, found in plugged.items()}

@@ -21,7 +21,7 @@ from kvmd.host.passwords import hide_in
 from kvmd.host.snapshot_facts import snapshots_of
 from kvmd.host.stuck import FIRST_SECONDS, SINCE, Reading, is_held
 from kvmd.host.user_backends import user_backends
-from kvmd.observed import Domain, Network, Pool, Snapshot
+from kvmd.observed import Domain, Key, Network, Pool, Snapshot
 from kvmd.settings import Libvirt
 
 RETRY_SECONDS = 0.5
@@ -120,7 +120,7 @@ class Entry:
     """A domain, network or pool with what was derived from its XML, so that equal XML is never parsed again."""
 
     fact: Domain | Network | Pool
-    ports: tuple[tuple[str, str], ...] = ()  # bridge and TAP of each NIC of the running self
+    ports: tuple[tuple[Key, str], ...] = ()  # of each NIC of the running self the link below, and its own
     files: frozenset[str] = frozenset()  # that its definition or its running self names
     snapshots: tuple[Snapshot, ...] = ()
 
@@ -373,15 +373,20 @@ def _files(config: str, live: str | None) -> frozenset[str]:
     return frozenset(unescape(path) if "&" in path else path for path in found)
 
 
-def _ports(live: str | None) -> tuple[tuple[str, str], ...]:
-    """Bridge and TAP of each NIC that libvirt itself put on a bridge."""
+# What a NIC's source names: the link below its TAP or macvtap, and under which key its own link is kept.
+_BELOW = {"bridge": ("bridge", "ports"), "network": ("bridge", "ports"), "direct": ("dev", "macvtaps")}
+
+
+def _ports(live: str | None) -> tuple[tuple[Key, str], ...]:
+    """Of each NIC for which libvirt itself made a link: the link below, and that link."""
     if live is None or "<interface " not in live:
         return ()
     found = []
     for nic in ElementTree.fromstring(live).findall("devices/interface"):
         source, target = nic.find("source"), nic.find("target")
-        if nic.get("type") in ("bridge", "network") and source is not None and target is not None:
-            bridge, tap = source.get("bridge"), target.get("dev")
-            if bridge and tap:
-                found.append((bridge, tap))
+        word, kept_as = _BELOW.get(nic.get("type", ""), ("", ""))
+        if word and source is not None and target is not None:
+            below, own = source.get(word), target.get("dev")
+            if below and own:
+                found.append((Key(kept_as, below), own))
     return tuple(found)

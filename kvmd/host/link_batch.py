@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import random
-import struct
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeGuard, TypeVar
@@ -99,8 +98,9 @@ class Batch:
             self.errors[position] = error
         except OSError as error:
             self.errors[position] = explain(operation, error.errno or 0)
-        except (ValueError, struct.error) as error:
-            self.errors[position] = Refused(f"cannot {operation.describe()}: {error}", hint="change its spec")
+        except Exception as error:  # what cannot be said to the kernel is one operation's failure, not the batch's
+            text = f"cannot {operation.describe()}: {error}"
+            self.errors[position] = Refused(text, hint="change its spec; if that is as it should be, report this")
 
     def _reserve(self, position: int, operation: Creation) -> None:
         """Choose the index of a new link: a create that fails can then touch nobody else's link."""

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from kvmd.errors import KvmdError, Refused, Retry, Stale
 from kvmd.host.link_errors import exists, in_use
 from kvmd.host.link_facts import parse_address, parse_route
+from kvmd.host.link_messages import IPV6_DEFAULT_METRIC
 from kvmd.observed import Link, Route
 from kvmd.ops import (
     AddressAdd,
@@ -28,7 +29,6 @@ PORT_MARK_PREFIX: Final = "kvmd.port."  # of the altname on a port that kvmd ens
 
 _LONGEST_ALIAS = 255  # IFALIASZ - 1
 _LONGEST_NAME = 15  # IFNAMSIZ - 1
-_IPV6_DEFAULT_METRIC = 1024  # IP6_RT_PRIO_USER: what the kernel makes of 0
 
 
 class Snapshot(NamedTuple):
@@ -104,6 +104,11 @@ def same_subnet(cidr: str, other: str) -> bool:
     return first.version == 4 and first != second and first.network == second.network
 
 
+def same_address(cidr: str, other: str) -> bool:
+    """True for IPv6 where both are one address with another prefix length: a link has it with one of them only."""
+    return ":" in cidr and cidr != other and cidr.partition("/")[0] == other.partition("/")[0]
+
+
 def find_route(link: Link, to: str, via: str, metric: int) -> bool:
     """True where *link* has that very route."""
     hop = str(ipaddress.ip_address(via)) if via else ""
@@ -117,7 +122,7 @@ def _same_way(link: Link, to: str, via: str, metric: int) -> list[Route]:
     found = []
     for route in link.routes:
         six = ":" in route.to or ":" in route.via
-        metrics = (metric, _IPV6_DEFAULT_METRIC) if six and metric == 0 else (metric,)
+        metrics = (metric, IPV6_DEFAULT_METRIC) if six and metric == 0 else (metric,)
         if route.to == wanted and (six == asked or to != "default") and route.metric in metrics:
             found.append(route)
     return found
@@ -199,6 +204,12 @@ def check_removable(operation: LinkDelete, now: Snapshot) -> None:
         )
     if link.kind == "tun" and link.carrier:
         raise in_use(operation)
+    above = sorted(other.name for other in now.links.values() if other.parent == link.name)
+    if above:
+        raise Refused(
+            f"cannot {operation.describe()}: {', '.join(above)} would go with it",
+            hint=f"stop the guest or take away the link that stands on it; to look: ip -d link show {above[0]}",
+        )
 
 
 def check_without_ports(operation: LinkDelete, now: Snapshot) -> None:

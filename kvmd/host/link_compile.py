@@ -18,6 +18,7 @@ from kvmd.host.link_checks import (
     check_way,
     find_route,
     held_by_failed_addition,
+    same_address,
     same_subnet,
 )
 from kvmd.host.link_errors import GONE
@@ -227,14 +228,19 @@ def _delete_address(batch: Batch, position: int, operation: AddressDelete) -> No
 
 
 def _lost_with(batch: Batch, index: int, operation: AddressDelete) -> list[str]:
-    """The addresses to keep that go with a primary, since promote_secondaries is mostly off."""
+    """The addresses to keep that go with a primary, since promote_secondaries is mostly off.
+
+    Of IPv6 what is to be there with another prefix length, too: the kernel takes that only once the first has gone.
+    """
     body = batch.before.address_body(index, operation.cidr)
     if body is None or body[2] & _SECONDARY:
         return []
     added = [
         other.cidr for other in batch.operations if isinstance(other, AddressAdd) and other.name == operation.name
     ]
-    return [cidr for cidr in dict.fromkeys((*operation.keep, *added)) if same_subnet(operation.cidr, cidr)]
+    gone = operation.cidr
+    wanted = dict.fromkeys((*operation.keep, *added))
+    return [cidr for cidr in wanted if same_subnet(gone, cidr) or same_address(gone, cidr)]
 
 
 def _add_route(batch: Batch, position: int, operation: RouteAdd) -> None:

@@ -5,6 +5,7 @@ Numbers and units are those of linux/if_link.h and linux/rtnetlink.h. Nothing he
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 import sys
@@ -27,7 +28,7 @@ ROUTE_DUMP: Final = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, MAIN_TABLE, 0, 0, 1, 0
 _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER = 1, 3, 4, 10, 16, 18, 20, 33
 _PROPERTIES, _ALTNAME = 52, 53
 _PARENT, _PARENT_NAMESPACE = 5, 37
-_STACKED = ("vlan", "vxlan", "macvtap", "macvlan")
+_STACKED = ("vlan", "vxlan", "macvtap", "macvlan", "ipvlan", "ipvtap", "macsec")  # the kernel deletes them with it
 _OF_LINK = frozenset(
     {_PARENT, _PARENT_NAMESPACE, _MAC, _NAME, _MTU, _MASTER, _OPERSTATE, _LINK_INFO, _ALIAS, _CARRIER, _PROPERTIES}
 )
@@ -212,7 +213,11 @@ def ip_text(packed: bytes) -> str:
     """The text of an IPv4 or IPv6 address; empty for anything else."""
     if len(packed) == 4:
         return socket.inet_ntop(socket.AF_INET, packed)
-    return socket.inet_ntop(socket.AF_INET6, packed) if len(packed) == 16 else ""
+    if len(packed) != 16:
+        return ""
+    text = socket.inet_ntop(socket.AF_INET6, packed)
+    # The C library and Python differ in how they write IPv6 addresses that hold one of IPv4; specs have Python's.
+    return str(ipaddress.IPv6Address(packed)) if "." in text else text
 
 
 def parse_address(body: bytes) -> tuple[int, Address] | None:

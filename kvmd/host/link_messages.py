@@ -34,6 +34,7 @@ _PARENT = 5
 _UP, _NO_DUPLICATE_DETECTION = 1, 0x02
 _STATIC, _UNICAST = 4, 1
 _UNIVERSE, _LINK, _HOST, _NOWHERE = 0, 253, 254, 255
+IPV6_DEFAULT_METRIC: Final = 1024  # IP6_RT_PRIO_USER: what the kernel makes of 0
 _ROUTE_FLAGS_KEPT: Final = 0x4  # RTNH_F_ONLINK; the kernel refuses a request that says DEAD or LINKDOWN
 
 
@@ -203,7 +204,9 @@ def add_route(index: int, to: str, via: str, metric: int, replace: bool = False)
 
 
 def delete_route(index: int, to: str, via: str, metric: int) -> Request:
-    """Remove a route of the main table."""
+    """Remove a route of the main table; of IPv6 without a metric the kernel would take the first of any."""
+    if metric == 0 and route_version(to, via) == 6:
+        metric = IPV6_DEFAULT_METRIC
     family, length, parts = _route_attributes(index, to, via, metric)
     head = struct.pack("=BBBBBBBBI", family, length, 0, 0, MAIN_TABLE, 0, _NOWHERE, 0, 0)
     return Request(DELROUTE, 0, head + parts)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from kvmd.errors import KvmdError, Refused, Retry
 from kvmd.host import link_messages as encode
 from kvmd.host import taps
+from kvmd.host.announce import announced
 from kvmd.host.link_batch import Batch, Phase
 from kvmd.host.link_checks import Snapshot, check_removable, check_without_ports
 from kvmd.host.link_compile import compile_batch
@@ -31,7 +32,7 @@ from kvmd.host.link_record import Record, Restored, record_of, restore
 from kvmd.host.neighbours import Neighbours
 from kvmd.host.rtnetlink import GETADDR, GETLINK, GETNEIGH, GETROUTE, GETRULE, Namespace, RouteSocket
 from kvmd.observed import Address, Key, Link, Route
-from kvmd.ops import AddressesMove, LinkDelete, LinkOp, TapCreate, TapOwner
+from kvmd.ops import AddressesMove, LinkDelete, LinkOp, LinkSet, TapCreate, TapOwner
 
 # Deleting a bridge holds the kernel's network lock for 20 to 45 ms: at most 4 a second.
 BRIDGE_DELETE_PAUSE_SECONDS: Final = 0.25
@@ -228,7 +229,8 @@ class Links:
         new = [step.request for step in steps if step.phase < Phase.ADDRESS_DELETE or not batch.awaited]
         old = [step.request for step in steps[len(new) :]]
         moves = any(isinstance(operation, AddressesMove) for operation in batch.operations)
-        with _undisturbed() if moves else contextlib.nullcontext():
+        renewed = [o.name for o in batch.operations if isinstance(o, LinkSet) and o.mac is not None]
+        with announced(self._namespace, renewed), _undisturbed() if moves else contextlib.nullcontext():
             failures = self._writer.batch(new)
         if old:
             self._await_local_routes(batch.awaited)

@@ -43,7 +43,9 @@ def _device(namespace: Namespace) -> Iterator[int]:
 
 
 def _identifier(value: int) -> int:
-    """A uid or gid as fcntl takes it: a signed int of the same 32 bits."""
+    """A uid or gid as fcntl takes it: a signed int of the same 32 bits. More bits would be cut off: another user."""
+    if not 0 <= value < (1 << 32) - 1:
+        raise ValueError(f"{value} is no number of a user or group")
     return value - (1 << 32) if value >= 1 << 31 else value
 
 

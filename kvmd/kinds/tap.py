@@ -10,7 +10,7 @@ from pydantic import model_validator
 from kvmd import ops
 from kvmd.api.bridge_settings import PORT, Numbers
 from kvmd.api.mark import derived_port_mac
-from kvmd.api.quantity import Boolean, Integer, LinkName, Mac
+from kvmd.api.quantity import AccountNumber, Boolean, Integer, LinkName, Mac
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
@@ -27,6 +27,7 @@ from kvmd.plan.bridge_settings import (
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
 from kvmd.plan.links import (
     KERNEL_MTU,
+    above,
     account,
     alias_for,
     let_go,
@@ -34,8 +35,11 @@ from kvmd.plan.links import (
     link_of,
     link_status,
     owned_paths,
+    ports_of,
+    refuse_below_others,
     renamed,
     same_kind_or_refuse,
+    waits_for,
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -56,13 +60,13 @@ class Spec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="tap1", update=Update.IMMUTABLE
     )
-    owner: str | Integer | None = leaf(
+    owner: str | AccountNumber | None = leaf(
         None,
         about="User (name or number) who may attach; null is root only.",
         example="libvirt-qemu",
         unless="Replug while a guest holds the TAP",
     )
-    group: str | Integer | None = leaf(
+    group: str | AccountNumber | None = leaf(
         None,
         about="Group (name or number) whose members may attach.",
         example="kvm",
@@ -143,7 +147,7 @@ def usable(ref: Ref, look: Look) -> bool:
     link, resource = link_of(look, look.key(ref)), look.spec(ref)
     if link is None or link.tun_mode != "tap":
         return False
-    if resource is None or link.carrier or link.mark is None:
+    if resource is None or link.carrier or link.mark is None or ports_of(look, link.name).above:
         return True
     try:
         _, changes = _compare(resource, link, look)
@@ -178,10 +182,11 @@ def plan(ref: Ref, look: Look) -> Draft:
     if spec.bridge and link.master and not look.usable(Ref("Bridge", spec.bridge)):
         # Where it is it stays until the bridge is there: somebody may just have renamed that.
         changes = tuple(change for change in changes if change.path != "bridge")
-    operations, pending = _change(link, want, changes, alias, of_the_port.numbers)
-    return Draft(
-        tuple(operations), changes, pending, needs=needs, status=link_status(link, multiQueue=link.multi_queue)
-    )
+    on_top = above(ports_of(look, link.name))
+    operations, pending = _change(link, want, changes, alias, of_the_port.numbers, link.carrier or bool(on_top))
+    status = link_status(link, multiQueue=link.multi_queue)
+    noticed = waits_for(on_top) if pending and on_top else ""
+    return Draft(tuple(operations), changes, pending, needs=needs, status=status, noticed=noticed)
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -193,6 +198,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         return let_go(link)
     if link.carrier and not look.departing_names(ref):
         raise Blocked(f"{ref}: a process holds TAP {link.name}", hint="stop the guest that uses it: kvmd topology")
+    refuse_below_others(ref, link, look)
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
@@ -234,7 +240,7 @@ def _port(resource: Resource, link: Link, want: State, look: Look) -> PortDiffer
 
 
 def _change(
-    link: Link, want: State, changes: tuple[Change, ...], alias: str, port: Numbers
+    link: Link, want: State, changes: tuple[Change, ...], alias: str, port: Numbers, held: bool
 ) -> tuple[list[ops.Op], tuple[Pending, ...]]:
     """Live changes as operations; owner and queues of a TAP in use wait until it is unused."""
     paths = {change.path for change in changes}
@@ -254,7 +260,7 @@ def _change(
         operations.append(ops.LinkSet(link.name, link.index, port_settings=port, **attributes))
     if not waits:
         return operations, ()
-    if link.carrier:
+    if held:
         return operations, tuple(
             Pending(f"spec.{change.path}", change.before, change.after, Update.REPLUG) for change in waits
         )

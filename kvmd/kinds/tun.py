@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import Address, Integer, InterfaceAddress, LinkName
+from kvmd.api.quantity import AccountNumber, Address, Integer, InterfaceAddresses, LinkName
 from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
@@ -17,6 +17,7 @@ from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change
 from kvmd.plan.links import (
     KERNEL_MTU,
+    above,
     account,
     address_claims,
     address_operations,
@@ -28,8 +29,12 @@ from kvmd.plan.links import (
     link_status,
     normal_addresses,
     owned_paths,
+    ports_of,
+    refuse_below_others,
+    refuse_strangers_addresses,
     renamed,
     same_kind_or_refuse,
+    waits_for,
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -47,7 +52,7 @@ class Route(SpecModel):
 
     to: str = leaf(about="Destination in CIDR form.", example="10.20.0.0/16")
     via: Address | None = leaf(None, about="Next hop; null for a route on the link itself.", example="10.9.0.2")
-    metric: Integer = leaf(0, about="Metric; the kernel prefers the lower one.", example=100, ge=0)
+    metric: Integer = leaf(0, about="Metric; the kernel prefers the lower one.", example=100, ge=0, le=2**32 - 1)
 
     @field_validator("to")
     @classmethod
@@ -64,23 +69,33 @@ class Spec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="tun0", update=Update.IMMUTABLE
     )
-    owner: str | Integer | None = leaf(
+    owner: str | AccountNumber | None = leaf(
         None,
         about="User (name or number) who may attach; null is root only.",
         example="root",
         unless="Replug while a process holds the TUN",
     )
-    group: str | Integer | None = leaf(
+    group: str | AccountNumber | None = leaf(
         None, about="Group whose members may attach.", example="kvm", unless="Replug while a process holds the TUN"
     )
     mtu: Integer | None = leaf(
         None, about="MTU in bytes; null leaves the kernel's 1500.", example=1400, ge=68, le=65535
     )
-    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.9.0.1/30"])
+    addresses: InterfaceAddresses = leaf((), about="Addresses in CIDR form.", example=["10.9.0.1/30"])
     routes: tuple[Route, ...] = branch((), about="Routes through it.")
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the TUN, or only take the mark off.", example="Delete"
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        found: set[tuple[str, int]] = set()
+        for route in self.routes:
+            way = (route.to, route.metric or _metric_unsaid(route.to))
+            if way in found:
+                raise ValueError(f"two routes to {route.to} have the same metric; the kernel keeps one of them")
+            found.add(way)
+        return self
 
 
 def describe(key: Key, observed: Observed) -> Described | None:
@@ -138,8 +153,10 @@ def plan(ref: Ref, look: Look) -> Draft:
         return Draft(tuple(operations), status=link_status(None))
     applied, owned = look.applied(ref), owned_paths(resource, look)
     former = applied.written if applied else {}
-    operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias)
-    if not link.carrier and any(change.path in ("owner", "group") and change.after is None for change in changes):
+    on_top = above(ports_of(look, link.name))
+    held = link.carrier or bool(on_top)
+    operations, changes, pending = _attributes(link, spec, (owner, group), owned, alias, held)
+    if not held and any(change.path in ("owner", "group") and change.after is None for change in changes):
         # The kernel takes no owner off a TUN that is there: it goes, the next look makes it anew.
         again = ops.LinkDelete(link.name, link.index, alias=link.alias)
         return Draft((again,), tuple(changes), status=link_status(link))
@@ -151,7 +168,9 @@ def plan(ref: Ref, look: Look) -> Draft:
     routes, before = _route_operations(link, spec, former.get("routes", ()))
     if routes:
         changes.append(Change("routes", before, tuple(sorted(route.to for route in spec.routes))))
-    return Draft((*operations, *more, *routes), tuple(changes), tuple(pending), status=link_status(link))
+    noticed = waits_for(on_top) if pending and on_top else ""
+    done = (*operations, *more, *routes)
+    return Draft(done, tuple(changes), tuple(pending), status=link_status(link), noticed=noticed)
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:
@@ -165,11 +184,14 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
         raise Blocked(
             f"{ref}: a process holds TUN {link.name}", hint="stop that process first: fuser -v /dev/net/tun"
         )
+    refuse_below_others(ref, link, look)
+    if applied is not None and applied.known:
+        refuse_strangers_addresses(ref, link, applied.written.get("addresses", ()))
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
 def _attributes(
-    link: Link, spec: Spec, account_of: tuple[int | None, int | None], owned: frozenset[str], alias: str
+    link: Link, spec: Spec, account_of: tuple[int | None, int | None], owned: frozenset[str], alias: str, held: bool
 ) -> tuple[list[ops.Op], list[Change], list[Pending]]:
     changes: list[Change] = []
     wanted = KERNEL_MTU if spec.mtu is None else spec.mtu
@@ -189,7 +211,7 @@ def _attributes(
     changes += found
     if not found:
         return operations, changes, []
-    if link.carrier:
+    if held:
         return operations, changes, [Pending(f"spec.{c.path}", c.before, c.after, Update.REPLUG) for c in found]
     operations.append(ops.TapOwner(link.name, link.index, "tun", account_of[0], account_of[1], link.multi_queue))
     return operations, changes, []
@@ -201,12 +223,20 @@ def _route_operations(
     """Add missing routes, remove those that were ours and are no longer asked for; and which of ours there are."""
     have = {(route.to, route.via, route.metric) for route in link.routes}
     want = {_triple(route) for route in spec.routes}
-    # The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER).
-    known = have | {(to, via, 0) for to, via, metric in have if metric == 1024}
+    known = have | {(to, via, 0) for to, via, metric in have if metric == _metric_unsaid(to)}
     then = {_triple(Route.model_validate(item)) for item in former}
     operations: list[ops.Op] = [ops.RouteAdd(link.name, link.index, *route) for route in sorted(want - known)]
-    operations += [ops.RouteDelete(link.name, link.index, *route) for route in sorted((then - want) & known)]
+    # That of an address of the link goes with the address, though the spec may have named it.
+    given = {(route.to, route.via, route.metric) for route in link.routes if route.protocol == "kernel"}
+    then -= given - want
+    gone = sorted((then - want) & known)
+    operations += [ops.RouteDelete(link.name, link.index, *route) for route in gone]
     return operations, tuple(sorted(to for to, _, _ in (then | want) & known))
+
+
+def _metric_unsaid(to: str) -> int:
+    """The kernel gives every IPv6 route without a metric the metric 1024 (IP6_RT_PRIO_USER)."""
+    return 1024 if ":" in to else 0
 
 
 def _triple(route: Route) -> tuple[str, str, int]:

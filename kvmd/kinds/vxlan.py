@@ -76,6 +76,11 @@ class Spec(StackedSpec):
             raise ValueError(f"{self.remote} is a multicast address; write it as `group`")
         if self.group and not ipaddress.ip_address(self.group).is_multicast:
             raise ValueError(f"{self.group} is no multicast address; write it as `remote`")
+        for end in filter(None, (self.local, self.remote)):
+            if ipaddress.ip_address(end).is_unspecified:
+                raise ValueError(f"{end} is no host's address; leave it out to name none")
+        if self.local and ipaddress.ip_address(self.local).is_multicast:
+            raise ValueError(f"local {self.local} is a multicast address; the kernel sends from none")
         if self.group and not self.parent:
             raise ValueError("a group is joined on a link; write `parent`")
         ends = {ipaddress.ip_address(end).version for end in (self.local, self.remote or self.group) if end}

@@ -88,15 +88,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Who is, or should be, on one bridge.
+    """Who is, or should be, on one bridge or other link.
 
     *taps* are pairs of TAP and domain that live guests say they have there; *members* are the links whose
-    master it is now.
+    master it is now; *above* are those whose parent it is (macvtap, VLAN, VXLAN), which the kernel deletes with it,
+    and the domain that each belongs to, or "".
     """
 
     bridge: str
     taps: tuple[tuple[str, str], ...] = ()
     members: tuple[str, ...] = ()
+    above: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

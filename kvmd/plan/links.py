@@ -11,7 +11,7 @@ from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Claim, Ref, Resource
 from kvmd.errors import Blocked, Refused
-from kvmd.observed import Key, Link
+from kvmd.observed import Key, Link, Ports
 from kvmd.plan.difference import plain
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -111,6 +111,43 @@ def address_operations(
 def normal_addresses(cidrs: Iterable[str]) -> tuple[str, ...]:
     """Each once, as the kernel writes it: what a user wrote before may be in capitals or padded."""
     return tuple(dict.fromkeys(str(ipaddress.ip_interface(cidr)) for cidr in cidrs))
+
+
+def ports_of(look: Look, name: str) -> Ports:
+    """Who is on that link."""
+    fact = look.fact(Key("ports", name))
+    return fact if isinstance(fact, Ports) else Ports(name)
+
+
+def above(ports: Ports, leaving: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """What the kernel deletes with a link, but for what belongs to guests that leave first: ``macvtap0 (web)``."""
+    return tuple(f"{name} ({guest})" if guest else name for name, guest in ports.above if guest not in leaving)
+
+
+def waits_for(on_top: Iterable[str]) -> str:
+    """What is said of a change that would take these away for good."""
+    return f"waits until {', '.join(on_top)} is gone, which the kernel would delete with it"
+
+
+def refuse_below_others(ref: Ref, link: Link, look: Look) -> None:
+    """Raise Blocked while something stands on a link that is to go: the kernel would delete that, too."""
+    found = above(ports_of(look, link.name), look.departing_names(ref))
+    if found:
+        raise Blocked(
+            f"{ref}: {', '.join(found)} on {link.name} would go with it",
+            hint=f"stop that guest or take that link away first; to look: ip -d link show {found[0].split(' ')[0]}",
+        )
+
+
+def refuse_strangers_addresses(ref: Ref, link: Link, ours: Iterable[str]) -> None:
+    """Raise Blocked where a link that is to go carries addresses that no spec of ours gave it."""
+    known = normal_addresses(ours)
+    strange = [cidr for cidr in addresses_of(link) if cidr not in known]
+    if strange:
+        raise Blocked(
+            f"{ref}: {link.name} carries {', '.join(strange)}, not given by its spec; that would go with it",
+            hint=f"take that away first: ip addr del {strange[0]} dev {link.name}",
+        )
 
 
 def link_status(link: Link | None, **more: Any) -> Mapping[str, Any]:

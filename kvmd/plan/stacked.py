@@ -8,14 +8,15 @@ from typing import Any, Literal, NamedTuple
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import InterfaceAddress, LinkName
+from kvmd.api.quantity import InterfaceAddresses, LinkName
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
-from kvmd.api.status import DEGRADED, Condition, Pending
+from kvmd.api.status import BLOCKED, DEGRADED, Condition, Pending
 from kvmd.errors import Blocked, Refused, Unsupported
 from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import Change, differences, is_owned, plain
 from kvmd.plan.links import (
+    above,
     address_claims,
     address_operations,
     addresses_of,
@@ -26,13 +27,18 @@ from kvmd.plan.links import (
     link_status,
     normal_addresses,
     owned_paths,
+    ports_of,
+    refuse_below_others,
+    refuse_strangers_addresses,
     renamed,
     same_kind_or_refuse,
+    waits_for,
 )
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 
-IN_USE = "Replug while it is a port or carries addresses"  # what the kernel changes only by making the link anew
+# What the kernel changes only by making the link anew.
+IN_USE = "Replug while it is a port, carries addresses or routes, or is below another link"
 MODULES = {"vlan": "8021q", "vxlan": "vxlan", "macvtap": "macvtap"}
 
 
@@ -45,7 +51,7 @@ class StackedSpec(SpecModel):
     bridge: str | None = leaf(
         None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
     )
-    addresses: tuple[InterfaceAddress, ...] = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])
+    addresses: InterfaceAddresses = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])
     deletion_policy: Literal["Delete", "Orphan"] = leaf(
         "Delete", about="When the spec goes: delete the link, or only take the mark off.", example="Delete"
     )
@@ -129,7 +135,10 @@ def parent_of(ref: Ref, name: str, look: Look) -> Link:
 
 
 def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) -> Draft:
-    """Create it, change what can be changed, and make it anew where nobody uses it (or somebody approved)."""
+    """Create it, change what can be changed, and make it anew where nobody uses it (or somebody approved).
+
+    Not even then while another link stands on it: the kernel deletes that, and nobody could bring it back.
+    """
     name = wish.create.name
     needs = (Ref("Bridge", wish.bridge),) if wish.bridge else ()
     if link is None:
@@ -143,9 +152,11 @@ def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) 
         changes = tuple(change for change in changes if change.path != "bridge")
     fixed = tuple(change for change in changes if change.path in wish.fixed)
     status, conditions = _status(link), _too_big(link, look)
-    users = _users(link)
+    on_top = above(ports_of(look, link.name))
     approved = look.memory(resource.ref).approved_hash == resource.spec_hash
-    if fixed and (not users or approved):
+    if fixed and on_top and approved:
+        conditions += (Condition(BLOCKED, True, "InUse", f"{waits_for(on_top)}; then it is made anew"),)
+    elif fixed and (approved or not _users(link)) and not on_top:
         again = ops.LinkDelete(link.name, link.index, alias=link.alias)
         reason = "the kernel changes this only by making the link anew"
         return Draft((again,), changes, status=status, reason=reason)
@@ -154,7 +165,8 @@ def plan_stacked(resource: Resource, link: Link | None, wish: Wish, look: Look) 
     operations += address_operations(link, name, wish.addresses, former)[0]
     pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in fixed)
     done = tuple(change for change in changes if change not in fixed)
-    return Draft(tuple(operations), done, pending, conditions, needs, status)
+    noticed = waits_for(on_top) if pending and on_top else ""
+    return Draft(tuple(operations), done, pending, conditions, needs, status, noticed=noticed)
 
 
 def remove_stacked(ref: Ref, key: Key, look: Look) -> Draft:
@@ -171,6 +183,9 @@ def remove_stacked(ref: Ref, key: Key, look: Look) -> Draft:
             f"{ref}: {link.name} is a port of {link.master}",
             hint=f"take it out of spec.uplinks of that Bridge, or: ip link set {link.name} nomaster",
         )
+    refuse_below_others(ref, link, look)
+    if applied is not None and applied.known:
+        refuse_strangers_addresses(ref, link, written.get("addresses", ()))
     return Draft((ops.LinkDelete(link.name, link.index, alias=link.alias),))
 
 
@@ -199,7 +214,8 @@ def _attributes(resource: Resource, link: Link, wish: Wish, changes: tuple[Chang
 
 def _users(link: Link) -> tuple[str, ...]:
     """Who would notice that it goes for a moment."""
-    return (link.master,) * bool(link.master) + addresses_of(link)
+    routes = tuple(route.to for route in link.routes if route.protocol != "kernel")
+    return (link.master,) * bool(link.master) + addresses_of(link) + routes
 
 
 def overhead(end: str) -> int:

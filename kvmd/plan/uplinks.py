@@ -11,7 +11,7 @@ from kvmd.api.resource import Ref
 from kvmd.api.status import STALLED, Condition
 from kvmd.errors import Refused
 from kvmd.observed import Checkpoint, Key, Link, LinkManager
-from kvmd.plan.links import link_of
+from kvmd.plan.links import addresses_of, link_of, normal_addresses
 from kvmd.plan.look import Look
 
 PROOF_SECONDS = 5.0  # for gateways and probes to answer afterwards
@@ -131,10 +131,16 @@ def rejected(ref: Ref, spec_hash: str, look: Look) -> Condition | None:
     return Condition(STALLED, True, "RolledBack", f"{text}; to try the same again: kvmd approve {ref}")
 
 
-def home_of(bridge: Link, written: Mapping[str, Any], names: Sequence[str], look: Look) -> Link | None:
-    """The port that gets back what the bridge carries: the one whose MAC the bridge has, else the first."""
+def home_of(
+    bridge: Link, written: Mapping[str, Any], names: Sequence[str], look: Look, going: bool = False
+) -> Link | None:
+    """The port that gets back what the bridge carries: the one whose MAC the bridge has, else the first.
+
+    From a bridge that is *going*, what others set there, too.
+    """
     addresses = written.get("addresses", {})
     ours = addresses.get("from") == "Uplink" or any(route.to == "default" for route in bridge.routes)
+    ours |= going and not {*addresses_of(bridge)} <= {*normal_addresses(addresses.get("static", ()))}
     ports = [link for name in names if (link := link_of(look, Key("link", name))) and link.master == bridge.name]
     if not ours or not ports or not carries(bridge):
         return None

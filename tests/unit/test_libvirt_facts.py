@@ -11,10 +11,12 @@ import pytest
 
 pytest.importorskip("libvirt")
 
-from kvmd.host import libvirt_facts
+from kvmd.host import libvirt_facts, libvirt_reader
 from kvmd.host.libvirt_facts import LibvirtFacts
 from kvmd.host.libvirt_reader import Capabilities, Stale
+from kvmd.host.port_facts import ports_of
 from kvmd.host.stuck import Reading
+from kvmd.observed import Key, Link, Ports
 from kvmd.settings import Libvirt
 
 
@@ -73,6 +75,28 @@ def test_what_is_still_being_read_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     reader.may_answer.release()
     assert woken.wait(5.0)
     assert facts.look(5.0)[2] is None
+
+
+def test_a_macvtap_is_known_by_what_it_stands_on_and_by_its_guest() -> None:
+    live = """<domain><devices>
+      <interface type='direct'><source dev='v100' mode='bridge'/><target dev='macvtap0'/></interface>
+      <interface type='bridge'><source bridge='br0'/><target dev='vnet0'/></interface>
+      <interface type='user'/>
+    </devices></domain>"""
+    plugged = {below: ((own, "web"),) for below, own in libvirt_reader._ports(live)}
+    # What was macvtap1 of a guest and is now somebody else's is no guest's; a TAP is a port only where it says so.
+    links = [
+        Link("macvtap0", 5, "macvtap", parent="v100"),
+        Link("macvtap1", 6, "macvtap", parent="v100"),
+        Link("vnet0", 7, "tun", master="br0"),
+    ]
+    found = ports_of(links, plugged, {})
+    assert found == {
+        Key("ports", "v100"): Ports("v100", above=(("macvtap0", "web"), ("macvtap1", ""))),
+        Key("ports", "br0"): Ports("br0", (("vnet0", "web"),), ("vnet0",)),
+    }
+    again = ports_of(links, plugged, found)
+    assert all(again[key] is fact for key, fact in found.items())
 
 
 def test_a_guest_that_is_held_is_looked_at_again_soon_without_an_event(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,23 @@ from kvmd.api.resource import Claim, Ref, Reference
 from kvmd.errors import Blocked, Refused
 from kvmd.kinds.bridge.acts import change, create, former_uplinks, returning
 from kvmd.kinds.bridge.spec import Spec
-from kvmd.kinds.bridge.state import Difference, difference, ports_of, wanted
+from kvmd.kinds.bridge.state import Difference, difference, wanted
 from kvmd.kinds.bridge.status import mtu_conditions, status_of
 from kvmd.kinds.bridge.uplink import Addresses
 from kvmd.observed import Key, Link, Network, Observed
 from kvmd.plan.bridge_settings import Written, refuse_lacking, said
-from kvmd.plan.links import address_claims, addresses_of, let_go, link_key, link_of, renamed, same_kind_or_refuse
+from kvmd.plan.links import (
+    address_claims,
+    addresses_of,
+    let_go,
+    link_key,
+    link_of,
+    ports_of,
+    refuse_below_others,
+    refuse_strangers_addresses,
+    renamed,
+    same_kind_or_refuse,
+)
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.uplinks import (
@@ -134,12 +145,13 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
             f"{ref}: bridge {link.name} still has ports: {', '.join(foreign)}",
             hint=f"see: bridge link show master {link.name}",
         )
+    refuse_below_others(ref, link, look)
     operations: list[ops.Op] = []
     for name in members:
         port = link_of(look, Key("link", name))
         if port is not None and name not in leaving:
             operations.append(ops.LinkSet(name, port.index, master="", port_mark=""))
-    home = home_of(link, written, [name for name in members if name in ours], look)
+    home = home_of(link, written, [name for name in members if name in ours], look, going=True)
     if home is not None and applied is not None:
         guard = _guard(str(ref), f"removal of {applied.spec_hash}", Spec.model_validate(written))
         stalled = rejected(ref, guard.spec_hash, look)
@@ -147,6 +159,8 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
             return Draft(conditions=(stalled,))
         operations.append(ops.AddressesMove(home.name, home.index, link.name, link.index, carried(link)))
         operations = [guard.over(link.name, operations)]
+    elif applied is not None and applied.known:
+        refuse_strangers_addresses(ref, link, written.get("addresses", {}).get("static", ()))
     operations.append(ops.LinkDelete(link.name, link.index, alias=link.alias))
     return Draft(tuple(operations))
 

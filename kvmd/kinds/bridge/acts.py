@@ -14,12 +14,11 @@ from kvmd.kinds.bridge.state import (
     State,
     default_mac,
     has_gateway,
-    ports_of,
     written_before,
 )
 from kvmd.observed import Key, Link
 from kvmd.plan.bridge_settings import Written, of_port, wished
-from kvmd.plan.links import address_operations, alias_for, changed_alias, link_of, normal_addresses
+from kvmd.plan.links import address_operations, alias_for, changed_alias, link_of, normal_addresses, ports_of
 from kvmd.plan.look import Look
 from kvmd.plan.uplinks import carried, carrier_of, home_of
 

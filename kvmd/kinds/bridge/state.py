@@ -10,10 +10,10 @@ from kvmd.api.bridge_settings import BRIDGE, Numbers
 from kvmd.api.mark import derived_mac
 from kvmd.api.resource import Ref, Resource
 from kvmd.kinds.bridge.spec import Spec
-from kvmd.observed import Key, Link, Ports
+from kvmd.observed import Key, Link
 from kvmd.plan.bridge_settings import Written, changes_of, differing, numbers_of, of_port, port_difference
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
-from kvmd.plan.links import KERNEL_MTU, addresses_of, link_of, normal_addresses, owned_paths
+from kvmd.plan.links import KERNEL_MTU, addresses_of, link_of, normal_addresses, owned_paths, ports_of
 from kvmd.plan.look import Look
 
 
@@ -41,12 +41,6 @@ def written_before(ref: Ref, look: Look) -> Mapping[str, Any]:
     """The spec as it was last applied."""
     applied = look.applied(ref)
     return applied.written if applied else {}
-
-
-def ports_of(look: Look, name: str) -> Ports:
-    """Who is on that bridge."""
-    fact = look.fact(Key("ports", name))
-    return fact if isinstance(fact, Ports) else Ports(name)
 
 
 def has_gateway(link: Link, gateway: str | Leave | None) -> bool:

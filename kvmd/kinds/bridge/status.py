@@ -6,9 +6,8 @@ from typing import Any
 
 from kvmd.api.status import DEGRADED, Condition
 from kvmd.kinds.bridge.spec import Spec
-from kvmd.kinds.bridge.state import ports_of
 from kvmd.observed import Key, Link
-from kvmd.plan.links import link_of, link_status
+from kvmd.plan.links import link_of, link_status, ports_of
 from kvmd.plan.look import Look
 
 

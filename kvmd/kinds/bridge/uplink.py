@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from kvmd.api.quantity import Address, Boolean, Integer, InterfaceAddress, LinkName
+from kvmd.api.quantity import Address, Boolean, Integer, InterfaceAddresses, LinkName
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import branch, leaf
 from kvmd.plan.bridge_settings import PortSettings
@@ -29,7 +29,7 @@ class Addresses(SpecModel):
         "Moves happen under a checkpoint (see `safety`).",
         example="Static",
     )
-    static: tuple[InterfaceAddress, ...] = leaf(
+    static: InterfaceAddresses = leaf(
         (), about="Addresses in CIDR form, for `from: Static`.", example=["10.0.0.1/24"]
     )
 

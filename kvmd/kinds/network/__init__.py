@@ -23,6 +23,7 @@ from kvmd.observed import Network as Fact
 from kvmd.plan import leaving
 from kvmd.plan.difference import LEAVE, Leave, differences, is_owned
 from kvmd.plan.leases import leases_on
+from kvmd.plan.links import above, waits_for
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.paths import refuse_outside
@@ -118,7 +119,10 @@ def plan(ref: Ref, look: Look) -> Draft:
 
 
 def _blip(network: Fact, look: Look) -> str:
-    guests = tuple(sorted({guest for _, guest in plugged_into(network, look).taps}))
+    ports = plugged_into(network, look)
+    if ports.above:
+        return waits_for(above(ports))
+    guests = tuple(sorted({guest for _, guest in ports.taps}))
     return ops.blip_of(guests) if guests else ""
 
 
@@ -140,6 +144,9 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     if network.active and others:
         hint = f"take them off first: ip link set {others[0]} nomaster"
         raise Blocked(f"{ref}: {', '.join(others)} are ports of its bridge {network.bridge}", hint=hint)
+    if on_top := above(ports, look.departing_names(ref)):
+        hint = f"take that away first; to look: ip -d link show {on_top[0].split(' ')[0]}"
+        raise Blocked(f"{ref}: {', '.join(on_top)} on its bridge {network.bridge} would go with it", hint=hint)
     stop = (ops.NetworkStop(network.name, network.uuid),) if network.active else left_behind(network, look)
     return Draft((*stop, ops.NetworkUndefine(network.name, network.uuid)))
 

@@ -13,6 +13,7 @@ from kvmd.kinds.network.spec import Spec
 from kvmd.observed import Domain, Key, Link, Ports
 from kvmd.observed import Network as Fact
 from kvmd.plan.difference import Change, differences, is_owned, plain
+from kvmd.plan.links import ports_of
 from kvmd.plan.look import Look
 
 
@@ -48,7 +49,7 @@ def running(
     memory = look.memory(resource.ref)
     approved = memory.approved_hash == resource.spec_hash
     plugged = tuple(dict.fromkeys((*taps, *ports.members)))  # a Tap on this bridge is somebody's way out, too
-    if spec.disruption_policy == "Replug" or approved or not plugged:
+    if not ports.above and (spec.disruption_policy == "Replug" or approved or not plugged):
         restart = ops.NetworkRestart(network.name, network.uuid, after, plugged, guests)
         return [restart], (), found
     pending = tuple(Pending(f"spec.{c.path}", plain(c.before), plain(c.after), Update.REPLUG) for c in disruptive)
@@ -74,18 +75,15 @@ def left_behind(network: Fact, look: Look) -> tuple[ops.LinkDelete, ...]:
     It is known by the MAC that libvirt drew for this network alone.
     """
     link = look.fact(Key("link", network.bridge)) if network.bridge else None
-    if not isinstance(link, Link) or link.kind != "bridge" or link.alias or ports_of(look, link.name).members:
+    if not isinstance(link, Link) or link.kind != "bridge" or link.alias:
+        return ()
+    found = ports_of(look, link.name)
+    if found.members or found.above:
         return ()
     mac = xmlmap.parse(network.config or "<network/>").find("mac")
     if mac is None or mac.get("address", "").lower() != link.mac:
         return ()
     return (ops.LinkDelete(link.name, link.index, "", link.mac),)
-
-
-def ports_of(look: Look, bridge: str) -> Ports:
-    """The ports of a bridge as libvirt and the kernel have them."""
-    fact = look.fact(Key("ports", bridge)) if bridge else None
-    return fact if isinstance(fact, Ports) else Ports(bridge)
 
 
 def plugged_into(network: Fact, look: Look) -> Ports:

@@ -192,6 +192,8 @@ class Spec(SpecModel):
         refuse_twice((group.name for group in self.portgroups), "two portgroups have the same name")
         if sum(group.default for group in self.portgroups) > 1:
             raise ValueError("two portgroups are the default; only one can be")
+        ways = (f"{route.to} {route.metric or 1}" for route in self.routes)  # libvirt's metric is 1
+        refuse_twice(ways, "two routes have the same destination and metric")
         networks = [ipaddress.ip_interface(ip.address).network for ip in self.ips]
         for route in self.routes:
             if not any(ipaddress.ip_address(route.via) in network for network in networks):

@@ -236,7 +236,7 @@ class Route(SpecModel):
 
     to: IpNetwork = leaf(about="Where to.", example="10.20.0.0/16", update=Update.REPLUG)
     via: Address = leaf(about="The guest.", example="192.168.122.2", update=Update.REPLUG)
-    metric: Integer | None = leaf(None, about="Metric.", example=2, update=Update.REPLUG, ge=1)
+    metric: Integer | None = leaf(None, about="Metric.", example=2, update=Update.REPLUG, ge=1, le=2**32 - 1)
 
     @model_validator(mode="after")
     def _agree(self) -> Route:

@@ -62,6 +62,7 @@ def references(ref: Ref, spec: Spec) -> tuple[Reference, ...]:
             found.append(
                 Reference(ref, target, tuple((key, value) for key, value in attributes if value is not None))
             )
+        found += direct.references_of(nic, ref)
     found += [Reference(ref, target) for target in objects_of(install.with_installer(spec, install.WAITING))]
     found += [Reference(ref, dependency.target) for dependency in spec.depends_on]
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvmd import ops
-from kvmd.api.resource import Claim, Ref
+from kvmd.api.resource import Claim, Ref, Reference
 from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine.domain import ALIAS_NIC
 from kvmd.kinds.virtual_machine.nic import Direct, Interface
@@ -22,9 +22,17 @@ OBJECTS = ("Vlan", "Vxlan", "Bridge")
 def device_of(direct: Direct, look: Look) -> str:
     """The link on the host: what an object of that name is there, else the link of that name."""
     for kind in OBJECTS:
-        if look.spec(ref := Ref(kind, direct.device)) is not None:
+        ref = Ref(kind, direct.device)
+        if look.spec(ref) is not None or look.marked(ref):  # one that is to go stays while the guest names it
             return look.key(ref).name
     return direct.device
+
+
+def references_of(nic: Interface, ref: Ref) -> tuple[Reference, ...]:
+    """The object that the link may be: it stays as long as a guest names it."""
+    if nic.direct is None:
+        return ()
+    return tuple(Reference(ref, Ref(kind, nic.direct.device), perhaps=True) for kind in OBJECTS)
 
 
 def attachment_of(nic: Interface, ref: Ref, look: Look) -> str:
