@@ -33,9 +33,10 @@ class Files:
         try:
             status = os.stat(path)
         except PermissionError:
-            return _same(before, (0, 0), File(path, "denied"))
+            return _same(before, (0, 0), File(path, "denied", real=os.path.realpath(path)))
         except OSError:
-            return _same(before, (0, 0), File(path, "missing"))
+            # Whoever makes it will follow the links that lead there.
+            return _same(before, (0, 0), File(path, "missing", real=os.path.realpath(path)))
         identity = (status.st_dev, status.st_ino)
         if before is not None and before[0] == identity:
             return before

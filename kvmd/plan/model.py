@@ -284,6 +284,7 @@ class Rules:
     prune_minimum: int = 2
     accelerator: str = "auto"
     allowed_paths: tuple[str, ...] = ("/",)
+    own_paths: tuple[str, ...] = ("/var/lib/kvmd", "/var/cache/kvmd", "/run/kvmd")  # where kvmd keeps what is its own
     uplinks: str | tuple[str, ...] = "*"
     host_devices: tuple[str, ...] = ()  # pci:0000:01:00.0, usb:046d:c52b, or patterns of them
     images: str = "/var/lib/kvmd/images"  # the image store

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import HostPath, Text
+from kvmd.api.quantity import HostPath, Lines, Text
 from kvmd.api.resource import Ref, SpecModel, hash_of
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.secret import SecretFrom, secret_credential, secret_fact, secret_file
@@ -32,7 +32,7 @@ class UserDataFrom(SecretFrom):
 class CloudInit(SpecModel):
     """What cloud-init in the guest is told."""
 
-    user_data: Text | None = leaf(
+    user_data: Lines | None = leaf(
         None,
         about="User data, as cloud-init reads it.",
         example="#cloud-config\npackages: [nginx]\n",
