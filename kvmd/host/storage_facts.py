@@ -19,7 +19,7 @@ from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
 from kvmd.host.trash import overdue_in
-from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume
+from kvmd.observed import Fact, File, Holders, Image, Key, Pool, Server, Volume
 
 MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
@@ -53,11 +53,15 @@ class StorageFacts:
             self._servers[Key("server", server.url)] = server
 
     def look(
-        self, libvirt: Mapping[Key, Fact], users: Mapping[str, tuple[str, ...]], secrets: Sequence[str]
+        self,
+        libvirt: Mapping[Key, Fact],
+        users: Mapping[str, tuple[str, ...]],
+        files: Mapping[Key, Fact],
+        secrets: Sequence[str],
     ) -> Mapping[Key, Fact]:
         """All facts; the same mapping as before where nothing changed.
 
-        *users* are the domains that name a file, *secrets* what the specs name.
+        *users* are the domains that name a file; *files* and *secrets* are those that the specs name.
         """
         errands = self._errands.facts()  # first: what has ended has told that its file must be looked for
         if libvirt is not self._libvirt[0]:
@@ -73,14 +77,14 @@ class StorageFacts:
         found: dict[Key, Fact] = {**self._store, **servers}
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
         found.update(errands)
-        found.update(self._look_at_holders(users))
+        found.update(self._look_at_holders(users, files))
         found.update(self._look_at_secrets(secrets))
         if found.keys() != self.facts.keys() or any(found[key] is not self.facts[key] for key in found):
             self.facts = found
         return self.facts
 
-    def _look_at_holders(self, users: Mapping[str, tuple[str, ...]]) -> dict[Key, Fact]:
-        """Who stands on each of our files."""
+    def _look_at_holders(self, users: Mapping[str, tuple[str, ...]], files: Mapping[Key, Fact]) -> dict[Key, Fact]:
+        """Who stands on each of our files, and on each that a spec names."""
         overlays: dict[str, list[str]] = {}
         ours = [image.path for image in self._store.values() if isinstance(image, Image)]
         for _, volume in self._volumes.values():
@@ -90,7 +94,8 @@ class StorageFacts:
             if volume.mark is not None:
                 ours.append(volume.path)
         found: dict[Key, Fact] = {}
-        for path in ours:
+        named = (name for file in files.values() if isinstance(file, File) for name in (file.path, file.real))
+        for path in dict.fromkeys((*ours, *named)):
             holders = Holders(path, users.get(path, ()), tuple(sorted(overlays.get(path, ()))))
             if holders.domains or holders.overlays:
                 key = Key("holders", path)
@@ -158,6 +163,7 @@ def _volume(name: str, path: str, status: os.stat_result) -> Volume:
         backing_format=header.backing_format,
         data_file=header.data_file,
         mark=mark_on(path),
+        real=os.path.realpath(path),
     )
 
 
