@@ -59,7 +59,8 @@ class Applied:
 
     def of_this(self, resource: Resource) -> bool:
         """True where that very spec was applied (links keep only the first 16 digits of its hash)."""
-        return self.generation > 0 and resource.spec_hash.startswith(self.spec_hash or "-")
+        hashes = (resource.spec_hash, resource.former_hash)
+        return self.generation > 0 and any(found.startswith(self.spec_hash or "-") for found in hashes)
 
     def records(self, resource: Resource, generation: int) -> bool:
         """True where that spec, with these annotations, is what was noted as applied."""
