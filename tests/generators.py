@@ -59,6 +59,8 @@ class Chance(random.Random):
 class Names:
     """What the objects of one world may name."""
 
+    several: set[str] = field(default_factory=set)  # of taps: those with more than one queue
+    groups: dict[str, list[str]] = field(default_factory=dict)  # of networks
     uplinks: list[str] = field(default_factory=lambda: list(UPLINKS))
     bridges: list[str] = field(default_factory=list)
     networks: list[str] = field(default_factory=list)
@@ -112,6 +114,7 @@ def tap(number: int, chance: Chance, names: Names) -> Document:
         **({"bridge": names.bridges} if names.bridges else {}),
     )
     names.taps.append(f"tap{number}")
+    names.several |= {f"tap{number}"} if spec.get("multiQueue") else set()
     return document("Tap", f"tap{number}", spec)
 
 
@@ -177,6 +180,7 @@ def network(number: int, chance: Chance, names: Names) -> Document:
         spec |= chance.fields(routes=([{"to": f"10.{60 + number}.0.0/16", "via": f"{prefix}.2", "metric": 3}], []))
     spec |= {} if ips else {"forward": {"mode": "isolated"}}
     names.networks.append(f"net{number}")
+    names.groups[f"net{number}"] = [group["name"] for group in spec.get("portgroups", ())]
     return document("Network", f"net{number}", spec | ({"ips": ips} if ips or chance.random() < 0.5 else {}))
 
 
@@ -422,11 +426,15 @@ def _interfaces(number: int, chance: Chance, names: Names, orders: Iterator[int]
         nic |= chance.fields(
             mac=(f"52:54:0:0:{number}:{name[-1]}",), model=("virtio", "e1000", "rtl8139"), link=("up", "down")
         )
+        if nic.get("tap") in names.several:
+            nic |= {"queues": 2, "model": "virtio"}
         if "user" not in nic:
             nic |= chance.fields(bandwidth=(_bandwidth(chance), _bandwidth(chance), None))
             nic |= (
                 chance.fields(queues=(2, None)) if nic.get("model", "virtio") == "virtio" and "tap" not in nic else {}
             )
+        if groups := names.groups.get(nic.get("network", "")):
+            nic |= chance.fields(portgroup=(groups[0], None))
         if "network" in nic and chance.random() < 0.5:
             nic["ip"] = f"192.168.{100 + int(nic['network'][-1])}.{10 + 10 * number + int(name[-1])}"
         if chance.random() < 0.25:

@@ -28,6 +28,7 @@ from kvmd.api.mark import Mark, find_in, put_into
 from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.memory import Remembering
+from kvmd.engine.records import applied_of, to_note
 from kvmd.errors import Stale
 from kvmd.host.marks import marks_of
 from kvmd.kinds import CONTROLLERS
@@ -250,6 +251,8 @@ class Machine:
 
     def _execute_domain(self, operation: ops.Op) -> None:
         if isinstance(operation, ops.DomainDefine):
+            if operation.base and self.domain(operation.name).config != operation.base:
+                raise Stale(f"cannot {operation.describe()}: somebody has changed it meanwhile")
             self.define(operation.xml)
             return
         domain = self.domain(operation.name)
@@ -552,7 +555,9 @@ class Machine:
             ticks = int((max(2.0, delay) if stp else delay) * USER_HZ)
             settings = numbers(BRIDGE, stp_state=int(stp), forward_delay=ticks)
             self.add_link(Link(bridge.get("name", ""), 0, "bridge", up=True, settings=settings))
-        made = replace(network, active=True, live=network.config, bridge=bridge.get("name", ""))
+        made = replace(
+            network, active=True, live=network.config, bridge=bridge.get("name", ""), start_mark=network.mark
+        )
         self._put(Key("network", name), made)
 
     def stop_network(self, name: str) -> None:
@@ -564,7 +569,7 @@ class Machine:
         own = parse(network.live or "").find("forward[@mode='bridge']") is None
         if own and self.find_link(bridge.get("name", "")) is not None:
             self.delete_link(bridge.get("name", ""))
-        self._put(Key("network", name), replace(network, active=False, live=None))
+        self._put(Key("network", name), replace(network, active=False, live=None, start_mark=None))
 
     def _replug(self, taps: tuple[str, ...], bridge: str) -> None:
         for tap in taps:
@@ -981,13 +986,8 @@ class Loop:
     def keep(self, plan: Plan) -> None:
         """Remember what is applied, as the store does."""
         for ref, item in plan.objects.items():
-            if item.resource is None:
-                continue
-            known = self.applied.get(ref)
-            if known is None and item.step is not None and ref.kind not in ("VirtualMachine", "Network"):
-                self.applied = self.applied | {ref: _applied(item.resource, 0)}
-            elif item.ready and (known is None or not known.records(item.resource, item.generation)):
-                self.applied = self.applied | {ref: _applied(item.resource, item.generation)}
+            for resource, generation in to_note(item, self.applied.get(ref)):
+                self.applied = self.applied | {ref: applied_of(resource, generation)}
         there = self.machine.observed().marks
         gone = [ref for ref in self.applied if ref not in self.resources and ref not in there]
         self.applied = {ref: item for ref, item in self.applied.items() if ref not in gone}
@@ -1009,14 +1009,3 @@ class Loop:
                 self.act(plan)
         left = "; ".join(f"{step.ref} ({step.cause}) after {step.after}: {step.reason}" for step in plans[-1].steps)
         raise AssertionError(f"no end after {rounds} rounds: {left}")
-
-
-def _applied(resource: Resource, generation: int) -> Applied:
-    return Applied(
-        ref=resource.ref,
-        spec_hash=resource.spec_hash,
-        generation=generation,
-        written=resource.written,
-        annotations=resource.metadata.annotations,
-        known=True,
-    )

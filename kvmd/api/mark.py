@@ -11,6 +11,7 @@ import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from kvmd.api.resource import EMPTY, Ref, Resource, steering, with_shared_keys
@@ -172,6 +173,7 @@ def derived_uuid(machine_id: str, owner: str, ref: Ref) -> str:
     return str(uuid.uuid5(_NAMESPACE_UUID, f"{machine_id}/{owner}/{ref}"))
 
 
+@lru_cache(maxsize=4096)  # asked for at each look
 def derived_mac(machine_id: str, owner: str, ref: Ref, interface: str) -> str:
     """The MAC that a NIC gets at creation, in QEMU's range 52:54:00."""
     digest = uuid.uuid5(_NAMESPACE_UUID, f"{machine_id}/{owner}/{ref}/{interface}").bytes

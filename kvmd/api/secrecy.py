@@ -90,5 +90,13 @@ def _replaced(value: Any, paths: tuple[tuple[str, ...], ...], word: Callable[[An
 
 
 def _hidden(value: Any, word: Callable[[Any], str]) -> Any:
-    """Of the same type, so that the whole is still a spec."""
-    return {HIDDEN: word(value)} if isinstance(value, Mapping) else word(value)
+    """Of the same shape, so that the whole is still a spec with the same leaves: keys and names of items stay."""
+    if isinstance(value, Mapping) and value:
+        return {key: _hidden(item, word) for key, item in value.items()}
+    if isinstance(value, list | tuple) and value and all(_is_named(item) for item in value):
+        return [{**_hidden(item, word), "name": item["name"]} for item in value]
+    return word(value)
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("name"), str)

@@ -45,7 +45,7 @@ def run_daemon(settings: Settings, *, once: bool, reload: Callable[[], Settings]
 
     assembly = assemble(settings, log=note)
     try:
-        for told in assembly.host.checkpoints.recover():
+        for told in assembly.host.recover():
             logger.warning(told)
         if once:
             report = converge(assembly)

@@ -28,14 +28,19 @@ def converge(
         report = assembly.reconciler.cycle()
         if progress is not None:
             progress(report)
-        moving = report.dispatched or report.outcomes or not assembly.executor.idle
-        if not moving and report.snapshot.wake_at is None and not _unfinished(assembly, report):
+        moving = report.dispatched or not assembly.executor.idle
+        if not moving and report.snapshot.wake_at is None and (_proven(report) or not _unfinished(assembly, report)):
             return report
         now = time.monotonic()
         if now >= deadline:
             return report
         assembly.wake.wait(_pause(assembly, report, now))
         assembly.executor.slow()
+
+
+def _proven(report: Report) -> bool:
+    """True where this look, taken after all acts had ended, found everything as asked."""
+    return not (report.plan.steps or report.observed.missing) and all(i.ready for i in report.plan.objects.values())
 
 
 def _pause(assembly: Assembly, report: Report, now: float) -> float:
@@ -47,7 +52,7 @@ def _pause(assembly: Assembly, report: Report, now: float) -> float:
 
 
 def _unfinished(assembly: Assembly, report: Report) -> bool:
-    if report.observed.missing:
+    if report.observed.missing or report.outcomes:
         return True
     return any(_goes_on(assembly, item) for item in report.plan.objects.values())
 

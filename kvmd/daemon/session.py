@@ -99,7 +99,7 @@ class Session:
         digest = self._report.snapshot.digest if self._report is not None else ""
         try:
             reconciler = self._assembly.reconciler
-            self._assembly.host.checkpoints.recover()
+            self._assembly.host.recover()
             fresh = self._look()
             if fresh.snapshot.digest != digest:
                 raise Stale("the specs have changed since they were shown", hint="look again: kvmd apply")

@@ -9,7 +9,7 @@ from typing import Any
 from kvmd import ops
 from kvmd.api.resource import Ref, Resource
 from kvmd.identity import changed
-from kvmd.plan.model import Applied, Plan, Step
+from kvmd.plan.model import Applied, ObjectPlan, Plan, Step
 from kvmd.sources.snapshot import Snapshot
 from kvmd.sources.store import Store
 
@@ -38,16 +38,10 @@ class Records:
         fresh: list[tuple[Resource, int]] = []
         for ref in changed(self._plan.objects, plan.objects):
             item = plan.objects.get(ref)
-            if item is None or item.resource is None or item.resource.held:
-                continue
-            known = self.applied.get(ref)
-            if item.step is not None and not _carries_its_mark(item.step):
-                fresh += _intention(item.resource, known)
-            elif item.ready and (known is None or not known.records(item.resource, item.generation)):
-                fresh.append((item.resource, item.generation))
+            fresh += to_note(item, self.applied.get(ref)) if item is not None else []
         if fresh:
             self._store.save_all(fresh)
-            self.applied = {**self.applied, **{item.ref: _applied(item, number) for item, number in fresh}}
+            self.applied = {**self.applied, **{item.ref: applied_of(item, number) for item, number in fresh}}
         self._plan = plan
 
     def forget_gone(self, plan: Plan, may_go: Callable[[Ref], bool]) -> list[Ref]:
@@ -69,6 +63,18 @@ class Records:
         return gone
 
 
+def to_note(item: ObjectPlan, known: Applied | None) -> list[tuple[Resource, int]]:
+    """What is to be noted as applied of an object, with its generation, where *known* is what was noted before."""
+    if item.resource is None or item.resource.held:
+        return []
+    if item.step is not None and not _carries_its_mark(item.step):
+        return _intention(item.resource, known)
+    # While something waits, what was noted before stays: a leaf that was taken out would be forgotten before it left.
+    waits = known is not None and bool(item.pending)
+    is_new = known is None or not known.records(item.resource, item.generation)
+    return [(item.resource, item.generation)] if item.ready and is_new and not waits else []
+
+
 def _stored(item: Any) -> Applied:
     return Applied(
         ref=item.ref,
@@ -80,7 +86,8 @@ def _stored(item: Any) -> Applied:
     )
 
 
-def _applied(resource: Resource, generation: int) -> Applied:
+def applied_of(resource: Resource, generation: int) -> Applied:
+    """What is remembered of a spec that was applied."""
     return Applied(
         ref=resource.ref,
         spec_hash=resource.spec_hash,

@@ -31,6 +31,7 @@ from kvmd.host.links import Links
 from kvmd.host.marks import marks_of
 from kvmd.host.opened import Opened
 from kvmd.host.preflight import lacking_links, usable_kvm
+from kvmd.host.rule_hold import release
 from kvmd.host.seeds import Seeds
 from kvmd.host.storage_acts import Storage, StorageActs
 from kvmd.host.storage_facts import StorageFacts
@@ -121,6 +122,11 @@ class Host:
         self._parts = parts
         self._observed = Observed(facts, marks, frozenset(missing), self._settings.owner)
         return self._observed
+
+    def recover(self) -> list[str]:
+        """At the start: end what a kvmd that died left half done; says what was done. The caller holds the lock."""
+        release()
+        return self.checkpoints.recover()
 
     def hand(self) -> Hand:
         """A new worker's hand."""

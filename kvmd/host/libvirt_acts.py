@@ -17,7 +17,7 @@ from kvmd.host import hot_plug, power_button, snapshot_acts
 from kvmd.host.disk_keys import lent
 from kvmd.host.leftovers import end_dnsmasq
 from kvmd.host.libvirt_connection import ABSENT, Recorder, connect, counted, is_lost, translate
-from kvmd.host.passwords import reveal_in, words_in
+from kvmd.host.passwords import hide_in, reveal_in, words_in
 from kvmd.host.reach import explain, says_of_a_file
 from kvmd.host.repair import repair
 from kvmd.host.rule_hold import held, release
@@ -109,6 +109,8 @@ class LibvirtActs:
             case ops.DomainDefine():
                 self._define(operation)
             case ops.NetworkDefine(xml=xml):
+                if operation.base:
+                    _hold_to(operation, self._network(operation.uuid).XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
                 self._connection.networkDefineXML(xml)
             case ops.NetworkStart(uuid=uuid):
                 _start(self._network(uuid))
@@ -195,8 +197,10 @@ class LibvirtActs:
     def _define(self, operation: ops.DomainDefine) -> None:
         """Define; a name that meanwhile belongs to somebody else is refused by libvirt, since the UUID is sent."""
         xml = operation.xml
+        domain = None if operation.creates else self._connection.lookupByUUIDString(operation.uuid)
+        if operation.base and domain is not None:
+            _hold_to(operation, hide_in(domain.XMLDesc(snapshot_acts.CONFIG)))
         if "passwd=" in xml:
-            domain = None if operation.creates else self._connection.lookupByUUIDString(operation.uuid)
             xml = _with_passwords(xml, operation.secrets, domain)
         self._connection.defineXML(xml)
 
@@ -207,6 +211,16 @@ class LibvirtActs:
         rewrites = operation.live and operation.section in _REWRITES_RULES
         with held(network.bridgeName()) if rewrites else contextlib.nullcontext():
             network.update(command, section, operation.parent_index, operation.xml, flags)
+
+
+def _hold_to(operation: ops.DomainDefine | ops.NetworkDefine, now: str) -> None:
+    """Raise Stale where the definition is not the one that was planned with.
+
+    libvirt (9.0) tells nobody of what ``virsh attach-disk --config`` or ``virsh net-update --config`` has written
+    since, and it would be lost.
+    """
+    if now != operation.base:
+        raise Stale(f"cannot {operation.describe()}: somebody has changed it meanwhile", hint="kvmd plans again")
 
 
 def _start(network: Any) -> None:
@@ -255,8 +269,8 @@ def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
         return xml
     words = [word for name in secrets if (word := password_in(name)) is not None]
     if domain is not None:
-        words += words_in(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
-        words += words_in(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+        words += words_in(domain.XMLDesc(snapshot_acts.CONFIG))
+        words += words_in(domain.XMLDesc(snapshot_acts.SECURE))
     return reveal_in(xml, words)
 
 

@@ -50,9 +50,10 @@ class LibvirtFacts:
         with self._lock:
             if time.monotonic() - self._reader.relisted > self._settings.relist:
                 self._stale.everything = True
-            news = bool(self._stale) or self._error is not None
-            # What an earlier look asked for and went on without is still being read: the facts are older than that.
-            if news or self._requested > self._answered:
+            # What was asked for before and gone on without is still being read: the facts are older than that.
+            reading = self._requested > self._answered
+            news = bool(self._stale) or (self._error is not None and not reading)
+            if news or reading:
                 self._requested += news
                 wanted = self._requested
                 self._lock.notify_all()

@@ -305,6 +305,7 @@ class Reader:
             autostart=bool(persistent and network.autostart()),
             bridge="" if bridge is None else bridge.get("name", ""),
             mark=find_in(root),
+            start_mark=find_in(running) if live is not None else None,
         )
         return before if before is not None and before.fact == fact else Entry(fact)
 

@@ -34,6 +34,7 @@ _OF_LINK = frozenset(
 _COUNTERS = frozenset({7, 23})  # IFLA_STATS, IFLA_STATS64
 _OF_LINK_OR_COUNTERS = _OF_LINK | _COUNTERS
 _OF_INFO = frozenset({1, 2, 4, 5})  # kind and data, of itself and as a port
+_TIMERS = ((1, 2, frozenset({16, 17, 18, 19})), (4, 5, frozenset({20, 21, 22})))  # of a bridge, of a port of one
 _INDEX = struct.Struct("=i")
 
 _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
@@ -74,9 +75,12 @@ def _text(value: bytes) -> str:
     return value.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def parse_link(body: bytes) -> dict[str, Any] | None:
-    """Read an RTM_NEWLINK into arguments of Link, without the name of its master."""
-    return _parse_link(body, spans(body, 16, _OF_LINK)) if len(body) >= 16 else None
+def name_of(body: bytes) -> tuple[int, str] | None:
+    """Index and name of an RTM_NEWLINK or RTM_DELLINK: the kernel says the name first."""
+    if len(body) < 16:
+        return None
+    name = next((_text(value) for kind, value in attributes(body, 16) if kind == _NAME), "")
+    return (_INDEX.unpack_from(body, 4)[0], name) if name else None
 
 
 def _parse_link(body: bytes, places: Mapping[int, tuple[int, int]]) -> dict[str, Any] | None:
@@ -110,15 +114,15 @@ def _parse_link(body: bytes, places: Mapping[int, tuple[int, int]]) -> dict[str,
 
 
 class _Known(NamedTuple):
-    """A link message that was parsed: where its counters are, all of it but these, and what it said."""
+    """A link message that was parsed: what of it is compared, how that read, and what it said."""
 
-    cuts: tuple[tuple[int, int], ...]
-    rest: bytes
+    compared: tuple[slice, ...]
+    text: bytes
     link: dict[str, Any]
 
 
 class LinkMemo:
-    """Parses a link message only where it differs, counters of packets aside, from the one before."""
+    """Parses a link message only where it differs, counters of packets and timers aside, from the one before."""
 
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
@@ -131,28 +135,36 @@ class LinkMemo:
                 continue
             index = _INDEX.unpack_from(body, 4)[0]
             known = self._known.get(index)
-            if known is None or known.rest != _without(body, known.cuts):
+            if known is None or known.text != _joined(body, known.compared):
                 places = spans(body, 16, _OF_LINK_OR_COUNTERS)
                 link = _parse_link(body, places)
                 if link is None:
                     continue
-                cuts = tuple(sorted(places[kind] for kind in _COUNTERS if kind in places))
-                known = _Known(cuts, _without(body, cuts), link)
+                compared = _compared(body, places)
+                known = _Known(compared, _joined(body, compared), link)
             now[index] = known
         self._known = now
         return [known.link for known in now.values()]
 
 
-def _without(body: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
-    """*body* without the cuts. The headers stay: where all else is equal, the cuts are the same attributes."""
-    if len(cuts) == 2:  # as all kernels send it, and the loop costs thrice as much
-        (first, after), (second, last) = cuts
-        return b"".join((body[:first], body[after:second], body[last:]))
-    position, parts = 0, []
-    for start, end in cuts:
-        parts.append(body[position:start])
-        position = end
-    return b"".join((*parts, body[position:]))
+def _joined(body: bytes, compared: tuple[slice, ...]) -> bytes:
+    return b"".join([body[part] for part in compared])
+
+
+def _compared(body: bytes, places: Mapping[int, tuple[int, int]]) -> tuple[slice, ...]:
+    """All of a message but its counters and timers, which never stand still.
+
+    Their headers stay: where all else is equal, what is left out is the same attributes.
+    """
+    cuts = [places[kind] for kind in _COUNTERS if kind in places]
+    if _LINK_INFO in places:
+        start, end = places[_LINK_INFO]
+        parts = spans(body[:end], start, _OF_INFO)
+        for kind, data, timers in _TIMERS:
+            if kind in parts and data in parts and body[slice(*parts[kind])].startswith(b"bridge\0"):
+                cuts += spans(body[: parts[data][1]], parts[data][0], timers).values()
+    ends = sorted(cuts)
+    return tuple(map(slice, (0, *(end for _, end in ends)), (*(start for start, _ in ends), None)))
 
 
 def _read_link_info(info: bytes, link: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from kvmd.observed import Key, Link, LinkManager
 
@@ -20,6 +21,17 @@ _PLACES = (
     "run/systemd/netif/links",
     "run/NetworkManager/devices",
 )
+_NETPLAN = re.compile(r"^\s+[\"']?([^\s\"':]+)[\"']?\s*:", re.MULTILINE)
+_STANZA = re.compile(r"^\s*iface\s+(\S+)\s+(?:inet6?\s+)?(\S+)", re.MULTILINE)
+
+
+class _Named(NamedTuple):
+    """What the files say: names of links, and the numbers of those that have a file of their own."""
+
+    netplan: frozenset[str]
+    ifupdown: frozenset[str]
+    network_manager: frozenset[str]
+    networkd: frozenset[str]
 
 
 class LinkManagers:
@@ -38,47 +50,57 @@ class LinkManagers:
         )
         if seen != self._seen:
             self._seen = seen
-            found = {Key("manager", link.name): fact for link in links.values() if (fact := self.manager_of(link))}
+            named = self._read()
+            found = {
+                Key("manager", link.name): fact for link in links.values() if (fact := self._manager_of(link, named))
+            }
             if found != self._facts:
                 before = self._facts
                 self._facts = {key: before[key] if before.get(key) == fact else fact for key, fact in found.items()}
         return self._facts
 
-    def manager_of(self, link: Link) -> LinkManager | None:
+    def _read(self) -> _Named:
+        """Read each file once, however many links there are."""
+        netplan = glob.glob(os.path.join(self._root, "etc/netplan/*.yaml"))
+        ifupdown = ["etc/network/interfaces", *glob.glob(os.path.join(self._root, "etc/network/interfaces.d/*"))]
+        stanzas = [found for path in ifupdown for found in _STANZA.findall(_without_comments(self._text(path)))]
+        return _Named(
+            frozenset(name for path in netplan for name in _NETPLAN.findall(_without_comments(self._text(path)))),
+            frozenset(name for name, method in stanzas if method != "manual"),
+            self._numbers("run/NetworkManager/devices"),
+            self._numbers("run/systemd/netif/links"),
+        )
+
+    def _manager_of(self, link: Link, named: _Named) -> LinkManager | None:
         """Who configures that link, and what to write where so that it lets go of it."""
-        name = link.name
-        if self._in_netplan(name):
+        name, number = link.name, str(link.index)
+        if name in named.netplan:
             hint = f"take {name} out of the files in /etc/netplan, then type: netplan apply"
             return LinkManager(name, "netplan", hint)
-        if self._in_network_manager(link.index):
+        if number in named.network_manager and self._in_network_manager(number):
             return LinkManager(name, "NetworkManager", _network_manager(name))
-        if self._in_networkd(link.index):
+        if number in named.networkd and self._in_networkd(number):
             return LinkManager(name, "systemd-networkd", _networkd(name))
-        if self._in_ifupdown(name):
+        if name in named.ifupdown:
             hint = f"write `iface {name} inet manual` in the place of its stanzas in /etc/network/interfaces"
             return LinkManager(name, "ifupdown", hint)
         return None
 
-    def _in_netplan(self, name: str) -> bool:
-        quoted = re.compile(rf"^\s+[\"']?{re.escape(name)}[\"']?\s*:", re.MULTILINE)
-        files = glob.glob(os.path.join(self._root, "etc/netplan/*.yaml"))
-        return any(quoted.search(_without_comments(self._text(path))) for path in files)
-
-    def _in_network_manager(self, index: int) -> bool:
-        text = self._text(f"run/NetworkManager/devices/{index}")
+    def _in_network_manager(self, number: str) -> bool:
+        text = self._text(f"run/NetworkManager/devices/{number}")
         return re.search(r"^managed=(true|1)\s*$", text, re.MULTILINE) is not None
 
-    def _in_networkd(self, index: int) -> bool:
-        text = self._text(f"run/systemd/netif/links/{index}")
+    def _in_networkd(self, number: str) -> bool:
+        text = self._text(f"run/systemd/netif/links/{number}")
         state = re.search(r"^ADMIN_STATE=(\S+)", text, re.MULTILINE)
         return state is not None and state[1] not in ("unmanaged", "pending", "initialized", "linger")
 
-    def _in_ifupdown(self, name: str) -> bool:
-        files = ["etc/network/interfaces", *glob.glob(os.path.join(self._root, "etc/network/interfaces.d/*"))]
-        stanza = re.compile(rf"^\s*iface\s+{re.escape(name)}\s+(?:inet6?\s+)?(\S+)", re.MULTILINE)
-        return any(
-            method != "manual" for path in files for method in stanza.findall(_without_comments(self._text(path)))
-        )
+    def _numbers(self, folder: str) -> frozenset[str]:
+        """The indexes of links for which there is a file in that folder."""
+        try:
+            return frozenset(os.listdir(os.path.join(self._root, folder)))
+        except OSError:
+            return frozenset()
 
     def _text(self, place: str) -> str:
         """Empty for what is not there, or cannot be read."""

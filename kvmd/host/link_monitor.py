@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvmd.errors import KvmdError
-from kvmd.host.link_facts import LINK_DUMP, MAIN_TABLE, parse_link
+from kvmd.host.link_facts import LINK_DUMP, MAIN_TABLE, name_of
 from kvmd.host.rtnetlink import (
     DELADDR,
     DELLINK,
@@ -100,8 +100,8 @@ class LinkMonitor(threading.Thread):
         """Addresses and routes say only the index of their link."""
         requests = RouteSocket(self._namespace)
         try:
-            links = map(parse_link, requests.dump(GETLINK, LINK_DUMP).bodies)
-            self._names = {link["index"]: link["name"] for link in links if link is not None}
+            links = map(name_of, requests.dump(GETLINK, LINK_DUMP).bodies)
+            self._names = dict(link for link in links if link is not None)
         finally:
             requests.close()
 
@@ -167,10 +167,10 @@ class LinkMonitor(threading.Thread):
 
     def _names_of_link(self, message: Message) -> set[str] | None:
         """The name of a link, and the one it had before."""
-        link = parse_link(message.body)
+        link = name_of(message.body)
         if link is None:
             return None
-        index, name = link["index"], link["name"]
+        index, name = link
         names = {name, self._names.get(index, name)}
         if message.type == NEWLINK:
             self._names[index] = name

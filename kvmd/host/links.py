@@ -109,7 +109,6 @@ class LinkReader:
             if before is None or before[0] != key:
                 own = {name: value for name, value in parts.items() if name != "parent_index"}
                 link = Link(**own, master=master, parent=parent, addresses=its_addresses, routes=its_routes)
-                # Bridges are parsed anew in each look, for the timers in their messages.
                 before = key, before[1] if before is not None and before[1] == link else link
             known[index] = before
         self._known = known

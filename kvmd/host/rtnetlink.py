@@ -33,12 +33,13 @@ DUMP_ATTEMPTS: Final = 5
 MESSAGES_PER_SEND: Final = 4096
 
 _REQUEST, _ACK, _DUMP, _DUMP_INTERRUPTED, _CAPPED, _ACK_TLVS = 0x1, 0x4, 0x300, 0x10, 0x100, 0x200
+_REQUEST_ACK = _REQUEST | _ACK
 _ERROR, _DONE, _OVERRUN = 2, 3, 4
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _CLONE_NEWNET = 0x40000000
 _ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
-_BUFFER_BYTES = 16 << 20  # 4096 acks, each charged with up to 2.3 KB of socket buffer
+_BUFFER_BYTES = 16 << 20  # 4096 errors, each charged with up to 2.3 KB of socket buffer
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -242,6 +243,7 @@ class RouteSocket:
     def batch(self, requests: Sequence[Request]) -> list[Failure | None]:
         """Carry out *requests* in order, in one system call: the kernel goes on after an error.
 
+        It tells of every error unasked, so only the last request asks for an answer.
         Raises Unknown where the kernel does not answer. The call itself waits for the kernel's network lock.
         """
         outcome: list[Failure | None] = []
@@ -252,25 +254,26 @@ class RouteSocket:
     def _send_batch(self, requests: Sequence[Request]) -> list[Failure | None]:
         first = self._sequence + 1
         self._sequence += len(requests)
+        last = self._sequence
         data = b"".join(
-            _HEADER.pack(len(body) + 16, kind, flags | _REQUEST | _ACK, first + position, 0)
+            _HEADER.pack(len(body) + 16, kind, flags | (_REQUEST_ACK if at == last else _REQUEST), at, 0)
             + body
             + b"\0" * (-len(body) % 4)
-            for position, (kind, flags, body) in enumerate(requests)
+            for at, (kind, flags, body) in enumerate(requests, first)
         )
+        answers: dict[int, Failure | None] = {}
         try:
             self._socket.send(data)
-            answers: dict[int, Failure | None] = {}
-            while len(answers) < len(requests):
+            while last not in answers:
                 for message in messages(self._receive()[0]):
-                    if message.type == _ERROR and first <= message.sequence < first + len(requests):
+                    if message.type == _ERROR and first <= message.sequence <= last:
                         answers[message.sequence] = failure_of(message)
         except OSError as error:
             raise Unknown(
                 f"the kernel did not say what became of {len(requests)} network requests: {error}",
                 hint="kvmd looks again by itself; see 'ip -d link'",
             ) from error
-        return [answers[first + position] for position in range(len(requests))]
+        return [answers.get(at) for at in range(first, last + 1)]
 
     def dump(self, kind: int, body: bytes) -> Dump:
         """List all objects; asked anew, up to 5 times, where the list changed while it was read.

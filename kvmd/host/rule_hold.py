@@ -25,7 +25,7 @@ _TRANSLATES = (" -j MASQUERADE", " -j SNAT")
 @contextlib.contextmanager
 def held(bridge: str) -> Iterator[None]:
     """Hold the rules of the network that has that bridge."""
-    release(bridge)  # what a kvmd that died in the middle left
+    release(bridge)  # what somebody who could not take them away left
     for tool in _FAMILIES:
         _iptables(tool, [*copies(output_of(f"{tool}-save") or "", bridge)])
     _nft([line for family in _FAMILIES.values() for line in nft_copies(family, _nft_list(family), bridge)])
@@ -35,12 +35,17 @@ def held(bridge: str) -> Iterator[None]:
         release(bridge)
 
 
-def release(bridge: str) -> None:
-    """Take our copies away, and nothing else."""
+def release(bridge: str = "") -> None:
+    """Take our copies away, and nothing else; where no bridge is named, those that a kvmd left that died."""
     for tool, family in _FAMILIES.items():
-        lines = [line for line in _rules(output_of(f"{tool}-save") or "") if f'"{MARK}-{bridge}"' in _quoted(line[1])]
+        lines = [line for line in _rules(output_of(f"{tool}-save") or "") if _comment(bridge) in _quoted(line[1])]
         _iptables(tool, [(table, line.replace("-A ", "-D ", 1)) for table, line in lines])
         _nft([*_nft_deletions(family, _nft_list(family), bridge)])
+
+
+def _comment(bridge: str) -> str:
+    """How the comment of a copy begins, of one bridge or of any."""
+    return f'"{MARK}-{bridge}"' if bridge else f'"{MARK}-'
 
 
 def _quoted(line: str) -> str:
@@ -117,7 +122,7 @@ def nft_copies(family: str, listed: str, bridge: str) -> Iterator[str]:
 
 def _nft_deletions(family: str, listed: str, bridge: str) -> Iterator[str]:
     for chain, rule, handle in _nft_rules(listed):
-        if f'comment "{MARK}-{bridge}"' in rule:
+        if f"comment {_comment(bridge)}" in rule:
             yield f"delete rule {family} libvirt_network {chain} handle {handle}"
 
 

@@ -9,7 +9,7 @@ from kvmd.api.quantity import Integer, LinkName
 from kvmd.api.resource import Claim, Ref
 from kvmd.api.schema import leaf
 from kvmd.observed import Key, Observed
-from kvmd.plan.difference import LEAVE, Leave, at
+from kvmd.plan.difference import at
 from kvmd.plan.links import alias_for, link_key
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
@@ -42,7 +42,7 @@ class Spec(StackedSpec):
     parent: LinkName = leaf(about="Link of the host that carries the tagged frames.", example="eno1", unless=IN_USE)
     id: Integer = leaf(about="VLAN id.", example=100, ge=1, le=4094, unless=IN_USE)
     mtu: Integer | None = leaf(
-        None, about="MTU in bytes, at most the parent's; null leaves the parent's.", example=1500, ge=68, le=65535
+        None, about="MTU in bytes, at most the parent's; null is the parent's.", example=1500, ge=68, le=65535
     )
 
 
@@ -53,7 +53,7 @@ class State:
     parent: str = field(metadata=at("parent"))
     id: int = field(metadata=at("id"))
     bridge: str = field(metadata=at("bridge"))
-    mtu: int | Leave = field(metadata=at("mtu"))
+    mtu: int = field(metadata=at("mtu"))
     addresses: tuple[str, ...] = field(metadata=at("addresses"))
 
 
@@ -86,10 +86,10 @@ def plan(ref: Ref, look: Look) -> Draft:
     link, back = present(resource, "vlan", look)
     if back is not None:
         return back
-    parent_of(ref, spec.parent, look)
+    parent = parent_of(ref, spec.parent, look)
     master = look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else ""
     addresses = tuple(sorted(spec.addresses))
-    want = State(spec.parent, spec.id, master, LEAVE if spec.mtu is None else spec.mtu, addresses)
+    want = State(spec.parent, spec.id, master, parent.mtu if spec.mtu is None else spec.mtu, addresses)
     seen = None
     if link is not None:
         number = link.stacked.id if link.stacked else 0

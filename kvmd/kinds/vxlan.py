@@ -15,7 +15,7 @@ from kvmd.api.resource import Ref
 from kvmd.api.schema import leaf
 from kvmd.observed import Key, Link, Observed
 from kvmd.plan.difference import LEAVE, Leave, at
-from kvmd.plan.links import alias_for, link_key
+from kvmd.plan.links import KERNEL_MTU, alias_for, link_key, link_of
 from kvmd.plan.look import Look
 from kvmd.plan.model import Draft
 from kvmd.plan.stacked import (
@@ -24,6 +24,7 @@ from kvmd.plan.stacked import (
     Wish,
     described,
     is_there,
+    overhead,
     own_addresses,
     parent_of,
     plan_stacked,
@@ -61,7 +62,7 @@ class Spec(StackedSpec):
     )
     mtu: Integer | None = leaf(
         None,
-        about="MTU in bytes; null leaves the kernel's: 1500, or with `parent` what that leaves (50 less over IPv4).",
+        about="MTU in bytes; null is the kernel's: 1500, or with `parent` what that leaves (50 less, 70 over IPv6).",
         example=1450,
         ge=68,
         le=65535,
@@ -152,9 +153,17 @@ def _wanted(spec: Spec, look: Look) -> State:
         group=spec.group or "",
         port=spec.port,
         bridge=look.key(Ref("Bridge", spec.bridge)).name if spec.bridge else "",
-        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        mtu=_kernel_mtu(spec, look) if spec.mtu is None else spec.mtu,
         addresses=tuple(sorted(spec.addresses)),
     )
+
+
+def _kernel_mtu(spec: Spec, look: Look) -> int | Leave:
+    """What it has where nobody says another; compared where somebody wrote one, now or before."""
+    if not spec.parent:
+        return KERNEL_MTU
+    parent = link_of(look, Key("link", spec.parent))
+    return LEAVE if parent is None else parent.mtu - overhead(spec.local or spec.remote or spec.group or "")
 
 
 def _ends(link: Link) -> dict[str, Any]:

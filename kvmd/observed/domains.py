@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from kvmd.api.mark import Mark
+
+_RUN = re.compile(r"<domain\b[^>]*?\bid=['\"](\d+)['\"]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,12 @@ class Domain:
     def active(self) -> bool:
         """True while a QEMU process belongs to it."""
         return self.live is not None
+
+    @property
+    def run(self) -> str:
+        """What tells this run of it from the next: libvirt's number for it; "" while it is off."""
+        match = _RUN.search(self.live or "")
+        return match[1] if match else ""
 
 
 @dataclass(frozen=True, slots=True)

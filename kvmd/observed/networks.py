@@ -32,9 +32,12 @@ class Forwarding:
     ipv6: bool
     bridged: bool = False  # frames within a bridge pass the firewall, too
     drops: bool = False  # the firewall's FORWARD policy is DROP
-    rules: tuple[
-        str, ...
-    ] = ()  # table and rule as iptables writes it; ``nft``, chain and rule of libvirt's own table
+    # Table and rule as iptables writes it, after ``ip6`` those of ip6tables; ``nft`` or ``nft6``, chain and rule of
+    # libvirt's own tables.
+    rules: tuple[str, ...] = ()
+    bridged_ipv6: bool = False
+    drops_ipv6: bool = False
+    backend: str = "iptables"  # or nftables: what libvirt writes its rules with
     astray: tuple[tuple[str, str], ...] = ()  # bridges with a strict rp_filter, and the link that answers leave by
 
 
@@ -50,3 +53,10 @@ class Network:
     autostart: bool = False
     bridge: str = ""  # of the running self, else of the definition
     mark: Mark | None = None
+    start_mark: Mark | None = None  # of the running self: what it was started with
+
+    @property
+    def run(self) -> str:
+        """What tells this run of it from the next with another definition; "" where it was started without a mark."""
+        mark = self.start_mark
+        return "" if mark is None else f"{mark.generation}:{mark.spec_hash[:16]}"

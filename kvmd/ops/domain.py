@@ -11,10 +11,14 @@ from kvmd.ops.base import Impact, Op
 
 @dataclass(frozen=True, slots=True)
 class DomainDefine(Op):
-    """Write the persistent definition (mark included); it never touches the running guest."""
+    """Write the persistent definition (mark included); it never touches the running guest.
+
+    *base* is the definition that *xml* was made from: where libvirt has another one by now, nothing is written.
+    """
 
     uuid: str
     xml: str = field(repr=False)
+    base: str = field(default="", repr=False)
     creates: bool = False
     secrets: tuple[str, ...] = ()  # where the passwords are read that stand in *xml* as digests
     verb: ClassVar[str] = "define domain"

@@ -10,10 +10,14 @@ from kvmd.ops.base import Impact, Op
 
 @dataclass(frozen=True, slots=True)
 class NetworkDefine(Op):
-    """Write the persistent definition of a network (mark included)."""
+    """Write the persistent definition of a network (mark included).
+
+    *base* is the definition that *xml* was made from: where libvirt has another one by now, nothing is written.
+    """
 
     uuid: str
     xml: str = field(repr=False)
+    base: str = field(default="", repr=False)
     creates: bool = False
     verb: ClassVar[str] = "define network"
 
@@ -90,7 +94,8 @@ class NetworkRepair(Op):
 
     uuid: str
     switches: tuple[str, ...] = ()  # of the kernel, as sysctl names them
-    jumps: tuple[tuple[str, str, str], ...] = ()  # table, chain, and libvirt's chain that it should jump to
+    jumps: tuple[tuple[str, str, str], ...] = ()  # table, chain, libvirt's that it should jump to, of both versions
+    table: bool = False  # libvirt's own of nftables, too
     rules: bool = False
     verb: ClassVar[str] = "repair forwarding of network"
 

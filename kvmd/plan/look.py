@@ -41,10 +41,10 @@ class Look:
         self.world = world
         self.now = now
         self.reads: Reads = {}
+        self._tables = world.tables
 
     def _read(self, table: str, key: Any) -> Any:
-        value = self.world.tables[table].get(key)
-        self.reads[(table, key)] = value
+        value = self.reads[table, key] = self._tables[table].get(key)
         return value
 
     def spec(self, ref: Ref) -> Resource | None:

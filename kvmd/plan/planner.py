@@ -151,7 +151,7 @@ class Planner:
         except KvmdError as error:
             return replace(base, conditions=_from_error(error))
         except Exception as error:
-            return replace(base, conditions=(_broken(error),))
+            return replace(base, conditions=_broken(error))
         users = tuple(sorted({user.source for user in look.users(ref) if user.source in world.departing}))
         reason = draft.reason or "its spec is gone"
         step = Step(ref, draft.operations, Cause.PRUNE, reason, draft.changes, users, draft.later)
@@ -213,7 +213,7 @@ def _plan_object(ref: Ref, look: Look) -> ObjectPlan:
     except KvmdError as error:
         return replace(base, conditions=(*base.conditions, *_from_error(error)))
     except Exception as error:  # one bad object stays one bad object
-        return replace(base, conditions=(*base.conditions, _broken(error)))
+        return replace(base, conditions=(*base.conditions, *_broken(error)))
     return _judge(base, draft, standing, look)
 
 
@@ -374,13 +374,14 @@ def _from_error(error: KvmdError) -> tuple[Condition, ...]:
             Condition(status.BLOCKED, True, "Blocked", str(error)),
         )
     if isinstance(error, Conflict):
-        return (Condition(status.CONFLICT, True, "ClaimedTwice", str(error)),)
+        left = Condition(status.READY, False, "ClaimedTwice")
+        return (left, Condition(status.CONFLICT, True, "ClaimedTwice", str(error)))
     reason = type(error).__name__
     if isinstance(error, Refused | Unsupported):
         return (Condition(status.READY, False, reason), Condition(status.STALLED, True, reason, str(error)))
     return (Condition(status.READY, False, reason), Condition(status.DEGRADED, True, reason, str(error)))
 
 
-def _broken(error: Exception) -> Condition:
+def _broken(error: Exception) -> tuple[Condition, ...]:
     text = f"planning failed: {type(error).__name__}: {error}; please report it; the object is left alone"
-    return Condition(status.STALLED, True, "InternalError", text)
+    return (Condition(status.READY, False, "InternalError"), Condition(status.STALLED, True, "InternalError", text))

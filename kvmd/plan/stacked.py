@@ -202,15 +202,16 @@ def _users(link: Link) -> tuple[str, ...]:
     return (link.master,) * bool(link.master) + addresses_of(link)
 
 
-VXLAN_OVERHEAD = 50  # bytes that a VXLAN over IPv4 adds to a frame; 70 over IPv6
+def overhead(end: str) -> int:
+    """The bytes that a VXLAN to or from that address adds to a frame."""
+    return 70 if ":" in end else 50
 
 
 def _too_big(link: Link, look: Look) -> tuple[Condition, ...]:
     parent = link_of(look, Key("link", link.parent)) if link.parent else None
     if parent is None or link.kind != "vxlan":
         return ()
-    six = link.stacked is not None and ":" in f"{link.stacked.local}{link.stacked.remote}"
-    room = parent.mtu - (VXLAN_OVERHEAD + 20 * six)
+    room = parent.mtu - (overhead(f"{link.stacked.local}{link.stacked.remote}") if link.stacked else 0)
     if link.mtu <= room:
         return ()
     text = f"its MTU {link.mtu} is above what {parent.name} leaves of its own {parent.mtu}: {room}; write mtu: {room}"

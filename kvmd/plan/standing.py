@@ -50,17 +50,13 @@ def refusal(
                 f"{claim} belongs to {holder} (the present holder keeps it), {ref} wants it too; "
                 f"change one of them: kvmd describe {holder}"
             )
-            return (Condition(status.CONFLICT, True, "ClaimedTwice", message),)
+            return _left_alone(status.CONFLICT, "ClaimedTwice", message)
     if standing == COPIED and not _adopts(resource, fact):
-        return (
-            Condition(
-                status.COPIED_MARK,
-                True,
-                "MarkOfAnotherObject",
-                f"what the host has under that name carries a mark that was copied from another object; it is "
-                f'left alone; to take it over, annotate {ref} with {ANNOTATION_ADOPT}: "uuid:{_uuid(fact)}"',
-            ),
+        message = (
+            f"what the host has under that name carries a mark that was copied from another object; it is "
+            f'left alone; to take it over, annotate {ref} with {ANNOTATION_ADOPT}: "uuid:{_uuid(fact)}"'
         )
+        return _left_alone(status.COPIED_MARK, "MarkOfAnotherObject", message)
     if standing == FOREIGN and not _adopts(resource, fact):
         mark: Mark | None = getattr(fact, "mark", None)
         whose = f"belongs to {mark.ref} of owner '{mark.owner}'" if mark else "was not made by kvmd"
@@ -69,8 +65,12 @@ def refusal(
             f'without restarting it, annotate {ref} with {ANNOTATION_ADOPT}: "true"; or choose another '
             "spec.nameOnHost"
         )
-        return (Condition(status.CONFLICT, True, "ExistsOnHost", message),)
+        return _left_alone(status.CONFLICT, "ExistsOnHost", message)
     return None
+
+
+def _left_alone(condition: str, reason: str, message: str) -> tuple[Condition, ...]:
+    return (Condition(status.READY, False, reason), Condition(condition, True, reason, message))
 
 
 def _renamed(ref: Ref, resource: Resource, look: Look) -> str:

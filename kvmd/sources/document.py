@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any
@@ -25,24 +25,20 @@ class Positions(Mapping[Path, Position]):
 
     def __init__(self, file: str) -> None:
         self._file = file
-        self._places: dict[Path, tuple[int, int]] = {}
+        self.marks: dict[Path, Any] = {}  # as libyaml has them
 
     def __getitem__(self, path: Path) -> Position:
-        line, column = self._places[path]
-        return Position(self._file, line + 1, column + 1)
+        mark = self.marks[path]
+        return Position(self._file, mark.line + 1, mark.column + 1)
 
     def __iter__(self) -> Iterator[Path]:
-        return iter(self._places)
+        return iter(self.marks)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.marks)
 
     def __contains__(self, path: object) -> bool:
-        return path in self._places
-
-    def put(self, path: Path, mark: Any) -> None:
-        """Note the place of a node."""
-        self._places[path] = (mark.line, mark.column)
+        return path in self.marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,8 @@ def compose(text: bytes, file: str, limits: Source) -> tuple[list[Document], lis
     composer = _Composer(file, limits)
     try:
         # PyYAML's loaders recurse in C and die of deep nesting; its event stream does not.
-        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        parser = yaml.CSafeLoader(text)
+        while (event := parser.get_event()) is not None:
             composer.take(event)
     except _Stop:
         pass
@@ -190,23 +187,18 @@ class _Composer:
 
     def take(self, event: yaml.Event) -> None:
         """Take the next event."""
-        if isinstance(event, yaml.ScalarEvent):
-            self._scalar(event)
-        elif isinstance(event, yaml.MappingStartEvent):
-            self._open(event, {})
-        elif isinstance(event, yaml.SequenceStartEvent):
-            self._open(event, [])
-        elif isinstance(event, yaml.CollectionEndEvent):
-            self._stack.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            self._alias(event)
-        elif isinstance(event, yaml.DocumentStartEvent):
-            self._begin(event.start_mark)
-            self._count += 1
-        elif isinstance(event, yaml.DocumentEndEvent):
-            self._finish()
+        act = _ACTS.get(type(event))
+        if act is not None:
+            act(self, event)
 
-    def _finish(self) -> None:
+    def _close(self, event: yaml.Event) -> None:
+        self._stack.pop()
+
+    def _start_document(self, event: Any) -> None:
+        self._begin(event.start_mark)
+        self._count += 1
+
+    def _finish(self, event: yaml.Event) -> None:
         if self._count > self._limits.max_documents:
             message = f"the file holds more than {self._limits.max_documents} documents"
             self._fault(self._start, "too-large", message, "split it, or raise source.maxDocuments")
@@ -246,7 +238,8 @@ class _Composer:
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         self._check(event)
         text = event.value
-        match = FORBIDDEN.search(text)
+        # Unescaped ones were found in the whole text before.
+        match = FORBIDDEN.search(text) if event.style == '"' else None
         if match is not None:
             message = f"the text holds the control character U+{ord(match[0]):04X}"
             self._fault(event.start_mark, "control-character", message, "remove it")
@@ -272,10 +265,11 @@ class _Composer:
         else:
             frame.marks[text] = mark
             frame.key = intern(text)  # a thousand specs have the same few
-            self._keys.put((*frame.path, text), mark)
+            self._keys.marks[(*frame.path, text)] = mark
 
-    def _open(self, event: Any, value: dict[str, Any] | list[Any]) -> None:
+    def _open(self, event: Any) -> None:
         self._check(event)
+        value: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         if len(self._stack) >= self._limits.max_depth:
             message = f"the nesting is deeper than {self._limits.max_depth} levels"
             self._fault(event.start_mark, "too-deep", message, "flatten it, or raise source.maxDepth")
@@ -308,10 +302,22 @@ class _Composer:
             if isinstance(frame.value, list):
                 path = (*frame.path, len(frame.value))
                 frame.value.append(value)
-                self._keys.put(path, event.start_mark)
+                self._keys.marks[path] = event.start_mark
             elif frame.key is not None:
                 path = (*frame.path, frame.key)
                 frame.value[frame.key] = value
             frame.due, frame.key = False, None
-        self._positions.put(path, event.start_mark)
+        self._positions.marks[path] = event.start_mark
         return path
+
+
+_ACTS: Mapping[type[yaml.Event], Callable[[_Composer, Any], None]] = {
+    yaml.ScalarEvent: _Composer._scalar,
+    yaml.MappingStartEvent: _Composer._open,
+    yaml.SequenceStartEvent: _Composer._open,
+    yaml.MappingEndEvent: _Composer._close,
+    yaml.SequenceEndEvent: _Composer._close,
+    yaml.AliasEvent: _Composer._alias,
+    yaml.DocumentStartEvent: _Composer._start_document,
+    yaml.DocumentEndEvent: _Composer._finish,
+}

@@ -6,7 +6,9 @@ Needs root. Everything happens in a network namespace of its own. Prints a Markd
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host")]
 
-from netns import NetNamespace, namespace  # noqa: E402
+from netns import CLONE_NEWNET, NetNamespace, namespace  # noqa: E402
 
 from kvmd.daemon.assembly import Assembly, assemble  # noqa: E402
 from kvmd.daemon.once import converge  # noqa: E402
@@ -57,9 +59,23 @@ def commands(bridges: int, taps: int) -> list[str]:
 
 
 @contextmanager
+def inside(net: NetNamespace) -> Iterator[None]:
+    """This thread, and those that it starts, are in the namespace, as ``ip`` is."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc/thread-self/ns/net", net.path)]
+    try:
+        assert libc.setns(descriptors[1], CLONE_NEWNET) == 0, "setns needs root"
+        yield
+    finally:
+        assert libc.setns(descriptors[0], CLONE_NEWNET) == 0
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+@contextmanager
 def kvmd(net: NetNamespace, text: str) -> Iterator[Assembly]:
     """A kvmd of this process with these specs; libvirt has no part in this."""
-    with tempfile.TemporaryDirectory(prefix="kvmd-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="kvmd-bench-") as name, inside(net):
         folder = Path(name)
         (folder / "specs").mkdir()
         (folder / "specs" / "all.yaml").write_text(text)
@@ -71,7 +87,7 @@ def kvmd(net: NetNamespace, text: str) -> Iterator[Assembly]:
                 "prune": {"grace": "100ms", "maxPercent": 100},
             }
         )
-        assembly = assemble(settings, namespace=net.path)
+        assembly = assemble(settings)
         observe = assembly.host.observe
         assembly.host.observe = lambda *words: replace(observe(*words), missing=frozenset())  # type: ignore[method-assign]
         time.sleep(1)  # the file is settled, and the readers have begun
@@ -84,10 +100,14 @@ def kvmd(net: NetNamespace, text: str) -> Iterator[Assembly]:
 
 def timed(act: Callable[[], Any]) -> tuple[float, float]:
     """Milliseconds that passed, and of CPU, that of children included."""
-    begun, before = time.perf_counter(), os.times()
+    begun, before = time.perf_counter(), _cpu()
     act()
-    after = os.times()
-    return (time.perf_counter() - begun) * 1000, sum(after[:4]) * 1000 - sum(before[:4]) * 1000
+    return (time.perf_counter() - begun) * 1000, (_cpu() - before) * 1000
+
+
+def _cpu() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def ready(assembly: Assembly, count: int) -> None:
@@ -97,32 +117,55 @@ def ready(assembly: Assembly, count: int) -> None:
     assert all(item.ready for item in report.plan.objects.values())
 
 
-def building(count: int) -> list[Row]:
-    """Half of them bridges, half TAPs on them."""
+def building(count: int, rounds: int) -> list[Row]:
+    """Half of them bridges, half TAPs on them: the ways by turns, the median of each."""
     half = count // 2
     lines = commands(half, half)
-    with namespace() as net:
-        batch = ["nsenter", f"--net={net.path}", "ip", "-batch", "-"]
-        together = timed(lambda: subprocess.run(batch, input="\n".join(lines), text=True, check=True))
-        assert len(net.links()) == count + 1
-    with namespace() as net:
-        single = f"while read -r words; do ip $words; done <<'END'\n{chr(10).join(lines)}\nEND"
-        alone = timed(lambda: subprocess.run(["nsenter", f"--net={net.path}", "sh", "-ec", single], check=True))
-        assert len(net.links()) == count + 1
-    with namespace() as net, kvmd(net, specs(half, half)) as assembly:
-        ours = timed(lambda: converge(assembly))
-        assert len(net.links()) == count + 1
-        ready(assembly, count)
-    what = f"{half} bridges and {half} TAPs on them"
-    ways = {
-        "ip -batch": together,
-        f"one ip a command ({len(lines)})": alone,
-        "kvmd, from the file to converged": ours,
+    ways: dict[str, list[tuple[float, float]]] = {
+        "ip -batch": [],
+        f"one ip a command ({len(lines)})": [],
+        "kvmd, the building: one batch, all links read before and after": [],
+        "kvmd, from the file to converged": [],
     }
-    return [
-        (f"{what}: {way}", f"{wall:.0f} ms", f"{wall / together[0]:.1f}", f"{cpu:.0f} ms")
-        for way, (wall, cpu) in ways.items()
-    ]
+    together, alone, acting, ours = ways.values()
+    for number in range(rounds):
+        with namespace() as net:
+            together.append(run_in(net, "\n".join(lines), "ip", "-batch", "-"))
+            assert len(net.links()) == count + 1
+        with namespace() as net:
+            if not number:
+                alone.append(run_in(net, "\n".join(f"ip {line}" for line in lines), "sh", "-e"))
+                assert len(net.links()) == count + 1
+        with namespace() as net, kvmd(net, specs(half, half)) as assembly:
+            watch(assembly, acting)
+            ours.append(timed(lambda: converge(assembly)))
+            ready(assembly, count)
+            assert len(acting) == len(ours) and len(net.links()) == count + 1
+    base = statistics.median(wall for wall, _ in together)
+    rows = []
+    for way, figures in ways.items():
+        wall, cpu = (statistics.median(column) for column in zip(*figures, strict=True))
+        what = f"{half} bridges and {half} TAPs on them: {way}"
+        rows.append((what, f"{wall:.0f} ms", f"{wall / base:.1f}", f"{cpu:.0f} ms"))
+    return rows
+
+
+def run_in(net: NetNamespace, text: str, *command: str) -> tuple[float, float]:
+    """Time a program of the namespace that gets the commands on stdin."""
+    entering = ["nsenter", f"--net={net.path}", *command]
+    return timed(lambda: subprocess.run(entering, input=text, text=True, check=True))
+
+
+def watch(assembly: Assembly, figures: list[tuple[float, float]]) -> None:
+    """Time what carries the operations of a plan out."""
+    execute = assembly.host.execute_links
+
+    def timed_batch(operations: Any) -> Any:
+        answers: list[Any] = []
+        figures.append(timed(lambda: answers.extend(execute(operations))))
+        return answers
+
+    assembly.host.execute_links = timed_batch  # type: ignore[method-assign]
 
 
 def idle(count: int) -> list[Row]:
@@ -138,7 +181,7 @@ def idle(count: int) -> list[Row]:
                     assembly.host._on_links(None)
                 figures.append(timed(assembly.reconciler.cycle))
             wall = sorted(figure[0] for figure in figures)
-            cpu = statistics.mean(figure[1] for figure in figures)  # the clock of the CPU ticks in 10 ms
+            cpu = statistics.mean(figure[1] for figure in figures)
             name = f"cycle with {what}, {count} TAPs: median (worst of 20)"
             rows.append((name, f"{statistics.median(wall):.1f} ms ({wall[-1]:.1f} ms)", "", f"{cpu:.1f} ms"))
         return rows
@@ -149,10 +192,11 @@ def main() -> None:
     parser.add_argument("--only", default="building,idle")
     parser.add_argument("--build", type=int, default=200)
     parser.add_argument("--taps", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     rows: list[Row] = []
     if "building" in options.only:
-        rows += building(options.build)
+        rows += building(options.build, options.rounds)
     if "idle" in options.only:
         rows += idle(options.taps)
     print("| what | time | of ip -batch | CPU |\n|---|---|---|---|")

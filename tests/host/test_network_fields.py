@@ -6,6 +6,7 @@ import json
 
 import pytest
 from hermetic import Agent, wait_until
+from lxml import etree
 from small import wipe
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.timeout(600)]
@@ -48,6 +49,14 @@ spec:
     dhcp:
       ranges: [{{start: "fd00:132::100", end: "fd00:132::1ff"}}]
       hosts: [{{id: "0:3:0:1:0:16:3e:11:22:33", name: six, ip: "fd00:132::6"}}, {{name: seven, ip: "fd00:132::7"}}]
+"""
+BARE = """
+apiVersion: kvmd.dev/v1alpha1
+kind: Network
+metadata: {name: campus}
+spec:
+  bridge: {name: vb-campus}
+  ips: [{address: 192.168.132.1/24}]
 """
 MUTE = """
 apiVersion: kvmd.dev/v1alpha1
@@ -116,6 +125,7 @@ def test_libvirt_takes_every_field_and_nothing_is_left_to_do(agent: Agent) -> No
         assert "mute" not in hermetic.run("ls", "/var/lib/libvirt/dnsmasq"), "nothing serves it"
         assert "<forward mode='bridge'/>" in hermetic.virsh("net-dumpxml", "lan")
         _change_in_place(agent)
+        _all_of_it_is_taken_out(agent)
         agent.remove("mute.yaml")
         wait_until(lambda: "lan" not in hermetic.virsh("net-list", "--all", "--name"), 30, "gone with its spec")
     finally:
@@ -142,3 +152,17 @@ def _change_in_place(agent: Agent) -> None:
     agent.wait_ready("Network/campus", seconds=90)
     assert hermetic.links()["vb-campus"]["ifindex"] == before
     assert "No changes" in agent.kvmd("plan")
+
+
+def _all_of_it_is_taken_out(agent: Agent) -> None:
+    """What nobody writes any more is as if nobody ever had."""
+    hermetic = agent.hermetic
+    agent.write("campus.yaml", BARE)
+    wait_until(lambda: "<dns" not in hermetic.virsh("net-dumpxml", "campus"), 90, "it is taken out")
+    agent.wait_ready("Network/campus", seconds=90)
+    assert "No changes" in agent.kvmd("plan")
+    left = etree.fromstring(hermetic.virsh("net-dumpxml", "campus")).xpath("forward//* | ip/* | *")
+    tags = {element.tag for element in left}
+    assert tags <= {"name", "uuid", "metadata", "forward", "nat", "port", "bridge", "mac", "ip"}, tags
+    saved = hermetic.run("iptables-save", "-t", "nat")
+    assert "-s 192.168.132.0/24 ! -d 192.168.132.0/24 -j MASQUERADE" in saved and "198.51.100" not in saved

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from guest import ARGS, guest_files
 from hermetic import Agent, Hermetic, wait_until
-from small import vm, wipe
+from small import link, vm, wipe
 
 pytestmark = [pytest.mark.guest, pytest.mark.libvirt, pytest.mark.timeout(600)]
 
@@ -168,6 +168,7 @@ def test_networks_change_under_ten_guests(ten: Agent) -> None:
     _a_reservation_costs_nobody_a_packet(agent)
     _names_and_spanning_tree_change_in_place(agent)
     _what_packets_need_is_watched_and_put_back(agent)
+    _what_a_dead_kvmd_held_is_let_go_of(agent)
     _another_subnet_waits_and_blips_only_its_guests(agent)
     assert "No changes" in agent.kvmd("plan")
     assert hermetic.virsh("list", "--name").split().sort() == [*TALKERS, *IDLE, "apart"].sort()
@@ -228,29 +229,59 @@ def _names_and_spanning_tree_change_in_place(agent: Agent) -> None:
     assert "No changes" in agent.kvmd("plan")
 
 
+def six(repair: bool) -> str:
+    """A network with both versions of IP, and nobody on it."""
+    forward = f"forward: {{mode: nat, repair: {str(repair).lower()}}}"
+    ips = "ips: [{address: 192.168.176.1/24}, {address: 'fd00:176::1/64'}]"
+    return link("Network", "six", f"{{bridge: {{name: vb-six}}, {forward}, {ips}}}")
+
+
 def _what_packets_need_is_watched_and_put_back(agent: Agent) -> None:
     hermetic = agent.hermetic
+    agent.write("six.yaml", six(False))
+    agent.wait_ready("Network/six")
     hermetic.run("iptables", "-w", "-t", "nat", "-F", "LIBVIRT_PRT")
-    hermetic.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
+    hermetic.run("ip6tables", "-w", "-F", "LIBVIRT_FWI")
+    for switch in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
+        hermetic.run("sysctl", "-q", "-w", f"net.{switch}=0")
     agent.write("net.yaml", network(more="  bridge: {name: vb-lab, forwardDelaySeconds: 2}"))  # it wakes the loop
     wait_until(lambda: {"ForwardingOff", "RulesMissing"} <= _troubles(agent).keys(), 30, "said")
-    told = _troubles(agent)
+    told, more = _troubles(agent), _troubles(agent, "six")
     assert "sysctl -w net.ipv4.ip_forward=1" in told["ForwardingOff"]
     assert f"nat -A LIBVIRT_PRT -s {SUBNET}.0/24 ! -d {SUBNET}.0/24 -j MASQUERADE" in told["RulesMissing"]
+    assert "net.ipv6.conf.all.forwarding=1" in more["ForwardingOff"] and "ipv6" not in told["ForwardingOff"]
+    assert "ip6 filter -A LIBVIRT_FWI -d fd00:176::/64 -o vb-six -j ACCEPT" in more["RulesMissing"]
     assert hermetic.run("sysctl", "-n", "net.ipv4.ip_forward") == "0\n", "only said: nobody asked for more"
+    agent.write("six.yaml", six(True))
     agent.write("net.yaml", network(more="  bridge: {name: vb-lab}\n  forward: {repair: true}"))
-    wait_until(lambda: not _troubles(agent), 30, "put back")
-    for words in (("-F",), ("-X",), ("-t", "nat", "-F"), ("-t", "nat", "-X")):
-        hermetic.run("iptables", "-w", *words)
+    wait_until(lambda: not _troubles(agent) and not _troubles(agent, "six"), 30, "put back")
+    rule = "-A LIBVIRT_FWI -d fd00:176::/64 -o vb-six -j ACCEPT"
+    wait_until(lambda: rule in hermetic.run("ip6tables-save"), 30, "of IPv6, too")
+    assert hermetic.run("sysctl", "-n", "net.ipv6.conf.all.forwarding") == "1\n"
     began = pings(agent, "two").count("ok")
+    hermetic.run("nft", "flush", "ruleset")  # rules, chains and tables, of both versions
     agent.write("net.yaml", network(more="  bridge: {name: vb-lab}\n  forward: {repair: true, mode: nat}"))
     wait_until(lambda: "-A POSTROUTING -j LIBVIRT_PRT" in hermetic.run("iptables-save"), 30, "chains, too")
     wait_until(lambda: pings(agent, "two").count("ok") > began + 3, 30, "out again")
+    wait_until(lambda: "-s fd00:176::/64 -i vb-six" in hermetic.run("ip6tables-save"), 30, "of the other, too")
+    agent.wait_ready("Network/lab", "Network/six")
+    agent.remove("six.yaml")
+
+
+def _what_a_dead_kvmd_held_is_let_go_of(agent: Agent) -> None:
+    """Copies of rules that it made for the time of a change, and was killed before it took them away."""
+    hermetic = agent.hermetic
+    agent.kill()
+    for tool, bridge in (("iptables", "vb-lab"), ("ip6tables", "vb-gone")):
+        copy = ("-i", bridge, "-m", "comment", "--comment", f"kvmd-hold-{bridge}", "-j", "ACCEPT")
+        hermetic.run(tool, "-w", "-I", "LIBVIRT_FWX", *copy)
+    agent.start()
+    assert "kvmd-hold" not in hermetic.run("iptables-save") + hermetic.run("ip6tables-save")
     agent.wait_ready("Network/lab")
 
 
-def _troubles(agent: Agent) -> dict[str, str]:
-    conditions = agent.object("Network/lab")["status"]["conditions"]  # type: ignore[index]
+def _troubles(agent: Agent, name: str = "lab") -> dict[str, str]:
+    conditions = agent.object(f"Network/{name}")["status"]["conditions"]  # type: ignore[index]
     return {c["reason"]: c["message"] for c in conditions if c["type"] == "Degraded" and c["status"] == "True"}
 
 

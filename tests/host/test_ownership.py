@@ -185,3 +185,24 @@ def without_marks(xml: str) -> str:
         for alias in device.findall("alias"):
             device.remove(alias)
     return ElementTree.canonicalize(ElementTree.tostring(root, encoding="unicode"), strip_text=True)
+
+
+def test_what_somebody_added_to_a_definition_stays_when_the_next_line_is_edited(agent: Agent, tmp_path: Path) -> None:
+    """libvirt tells nobody of it: the facts of kvmd are older than the definition that it is about to write anew."""
+    hermetic, disk = agent.hermetic, tmp_path / "added.raw"
+    disk.write_bytes(bytes(1 << 20))
+    agent.write("web.yaml", vm("web"))
+    agent.write("net.yaml", network("nat", 176))
+    agent.start()
+    agent.wait_ready("VirtualMachine/web", "Network/nat")
+    hermetic.virsh("attach-disk", "web", str(disk), "vdb", "--config")
+    host = "<host ip='192.168.176.9'><hostname>added</hostname></host>"
+    hermetic.virsh("net-update", "nat", "add", "dns-host", host, "--config")
+    agent.write("web.yaml", vm("web", more="  cpu: {vcpus: 2}"))
+    agent.write("net.yaml", network("nat", 176, more="  domain: {name: example.test}"))
+    wait_until(lambda: hermetic.virsh("vcpucount", "web", "--config", "--current").strip() == "2", 30, "two CPUs")
+    assert "vdb" in hermetic.virsh("domblklist", "web", "--inactive")
+    wait_until(lambda: "example.test" in hermetic.virsh("net-dumpxml", "nat", "--inactive"), 30, "its domain")
+    assert "<hostname>added" in hermetic.virsh("net-dumpxml", "nat", "--inactive")
+    agent.stop()
+    wipe(hermetic)

@@ -20,7 +20,7 @@ from netns import NetNamespace, namespace
 
 from kvmd.errors import BackendUnavailable
 from kvmd.host import link_messages as encode
-from kvmd.host.link_facts import LINK_DUMP, LinkMemo, Memo, parse_address, parse_link, parse_route
+from kvmd.host.link_facts import LINK_DUMP, LinkMemo, Memo, name_of, parse_address, parse_route
 from kvmd.host.link_monitor import LinkMonitor
 from kvmd.host.rtnetlink import GETLINK, Namespace, RouteSocket, attributes, failure_of, messages, spans
 
@@ -89,7 +89,7 @@ def test_a_dump_of_changing_links_is_retried_or_said_to_be_incomplete(net: NetNa
     thread.start()
     for _ in range(30):
         found = sock.dump(GETLINK, LINK_DUMP)
-        names = {link["name"] for link in map(parse_link, found.bodies) if link}
+        names = {link[1] for link in map(name_of, found.bodies) if link}
         assert not found.complete or {f"d{number}" for number in range(1, 201)} <= names
     stopping.set()
     thread.join()
@@ -105,7 +105,8 @@ def test_any_bytes_parse_to_something(data: bytes) -> None:
     for message in messages(data):
         failure_of(message)
     list(attributes(data))
-    parse_link(data)
+    name_of(data)
+    LinkMemo().read([data])
     parse_address(data)
     parse_route(data)
 
@@ -114,14 +115,14 @@ def test_real_messages_survive_being_cut_anywhere(net: NetNamespace, sock: Route
     net.ip("link add br0 type bridge")
     net.shell("ip tuntap add tap0 mode tap; ip link set tap0 master br0; ip link property add dev tap0 altname other")
     for body in sock.dump(GETLINK, LINK_DUMP).bodies:
-        whole = parse_link(body)
+        whole = name_of(body)
         assert whole is not None
         for length in range(len(body)):
-            part = parse_link(body[:length])
-            assert part is None or part["index"] == whole["index"]
-            LinkMemo().read([body[:length]])
+            assert name_of(body[:length]) in (None, whole)
+            for part in LinkMemo().read([body[:length]]):
+                assert (part["index"], part["name"]) == whole
         for position in range(16, len(body) - 1, 2):  # lengths that lie
-            parse_link(body[:position] + b"\xff\xff" + body[position + 2 :])
+            LinkMemo().read([body[:position] + b"\xff\xff" + body[position + 2 :]])
 
 
 def test_counters_do_not_make_a_link_look_changed(sock: RouteSocket) -> None:
@@ -133,6 +134,25 @@ def test_counters_do_not_make_a_link_look_changed(sock: RouteSocket) -> None:
     assert body != changed and memo.read([changed])[0] is before
     up = body[:8] + struct.pack("=I", struct.unpack_from("=I", body, 8)[0] ^ 1) + body[12:]
     assert memo.read([up])[0] is not before
+
+
+def test_timers_do_not_make_a_bridge_and_its_port_look_changed(net: NetNamespace, sock: RouteSocket) -> None:
+    net.shell("ip link add br0 type bridge; ip tuntap add tap0 mode tap; ip link set tap0 master br0")
+    bodies = sock.dump(GETLINK, LINK_DUMP).bodies[-2:]
+    memo = LinkMemo()
+    before = memo.read(bodies)
+    for number, (data, timer, setting) in enumerate(((2, 19, 4), (5, 22, 3))):  # the timer at work; ageing time, cost
+
+        def with_other(attribute_: int, body: bytes = bodies[number], data: int = data) -> list[bytes]:
+            info = spans(body, 16, frozenset({18}))[18]
+            parts = spans(body[: info[1]], info[0], frozenset({data}))[data]
+            start, end = spans(body[: parts[1]], parts[0], frozenset({attribute_}))[attribute_]
+            return [body[:start] + b"\x07" * (end - start) + body[end:]]
+
+        assert with_other(timer) != [bodies[number]] and memo.read(with_other(timer))[0] is before[number]
+        assert memo.read(with_other(setting))[0] != before[number]
+        memo.read(bodies)
+        before = memo.read(bodies)
 
 
 def test_a_memo_forgets_what_is_gone() -> None:

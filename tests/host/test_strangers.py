@@ -17,9 +17,9 @@ from generators import Chance, Document, Names, decoded, document
 from kernel_loop import FOREIGN, LENT, KernelLoop, crowded, look, until_equal
 from mortal import dies_before
 from netns import NetNamespace
-from simulator import _applied
 
 import kvmd.host.links
+from kvmd.engine.records import applied_of
 
 NETWORKS = int(os.environ.get("KVMD_TEST_NETWORKS", "50"))
 SEED = int(os.environ.get("KVMD_TEST_SEED", "5"))
@@ -134,7 +134,7 @@ def test_killed_at_any_boundary_nothing_is_unmarked_and_the_next_run_converges(
             for last in itertools.count(0, 1 if NETWORKS >= 1000 else 2):
                 loop.settle(here)
                 # What the engine writes down before its first act outlives it.
-                loop.applied = {ref: _applied(item, 0) for ref, item in {**there, **here}.items()}
+                loop.applied = {ref: applied_of(item, 0) for ref, item in {**there, **here}.items()}
                 killed = dies_before(last, partial(_successor(loop, net).settle, there))
                 assert not unmarked(net), (number, last)
                 loop = _successor(loop, net)

@@ -55,10 +55,14 @@ class Tuned:
 
     def apply(self) -> None:
         """Write the spec and wait until it is so and nothing is left to do."""
-        document = {"apiVersion": "kvmd.dev/v1alpha1", "kind": "VirtualMachine", "metadata": {"name": "web"}}
         before = self.agent.object(VM)
-        self.agent.write("web.yaml", yaml.safe_dump(document | {"spec": self.spec}))
+        self.write()
         wait_until(lambda: self._is_applied(before), 180, f"the spec is applied: {self.agent.object(VM)}")
+
+    def write(self) -> None:
+        """Write the spec."""
+        document = {"apiVersion": "kvmd.dev/v1alpha1", "kind": "VirtualMachine", "metadata": {"name": "web"}}
+        self.agent.write("web.yaml", yaml.safe_dump(document | {"spec": self.spec}))
 
     def _is_applied(self, before: dict[str, Any] | None) -> bool:
         found = self.agent.object(VM)
@@ -128,6 +132,7 @@ def tuned(hermetic: Hermetic, tmp_path: Path) -> Iterator[Tuned]:
     *(f"devices.balloon.{leaf}" for leaf in ("model", "statsPeriodSeconds", "freePageReporting")),
     *(f"disks[].{leaf}" for leaf in ("ioTune.iopsSize", "ioThread", "detectZeroes")),
     *("cpu.features[].name", "cpu.features[].policy", "ioThreads", "interfaces[].queues", "interfaces[].link"),
+    "interfaces[].portgroup",
     *("shutdown.timeouts.agent", "shutdown.timeouts.acpi", "devices.guestAgent", "install.doneWhen"),
 )
 def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) -> None:
@@ -137,6 +142,7 @@ def test_leaves_change_in_a_running_guest_and_the_guest_runs_on(tuned: Tuned) ->
     what_it_was_booted_with(tuned)
     limits_of_a_disk(tuned)
     bandwidth_and_link_of_a_nic(tuned)
+    portgroup_of_a_nic(tuned)
     threads_and_statistics(tuned)
     assert tuned.pending() == set()
     tuned.at_rest()
@@ -213,6 +219,43 @@ def bandwidth_and_link_of_a_nic(tuned: Tuned) -> None:
     tuned.apply()
     assert tuned.live().find("devices/interface/bandwidth") is None
     assert "htb" not in hermetic.run("tc", "qdisc", "show", "dev", tap.get("dev", ""))
+
+
+def portgroup_of_a_nic(tuned: Tuned) -> None:
+    """It gets the limits of the group that it is plugged into, loses those of the one that it left, and no other."""
+    hermetic = tuned.hermetic
+    groups = "{name: fast, bandwidth: {inbound: {average: 2M}}}, {name: slow, bandwidth: {inbound: {average: 1M}}}"
+    network = link("Network", "plan", f"{{forward: {{mode: isolated}}, portgroups: [{groups}, {{name: free}}]}}")
+
+    def rate() -> list[str]:
+        tap = tuned.live().find("devices/interface/target")
+        assert tap is not None
+        return re.findall(r"rate (\w+) ceil", hermetic.run("tc", "class", "show", "dev", tap.get("dev", "")))
+
+    tuned.agent.write("plan.yaml", network)
+    tuned.agent.wait_ready("Network/plan")
+    del tuned.nic["bridge"]
+    for group, rates in (("fast", ["16Mbit"]), ("slow", ["8Mbit"]), ("free", []), ("fast", ["16Mbit"])):
+        tuned.nic |= {"network": "plan", "portgroup": group}
+        tuned.apply()
+        source = tuned.live().find("devices/interface/source")
+        assert source is not None and (source.get("network"), source.get("portgroup")) == ("plan", group)
+        assert rate() == rates, group
+        tuned.at_rest()
+    tuned.nic["bandwidth"] = None  # none of its own: those of the group are no difference
+    tuned.apply()
+    tuned.at_rest()
+    assert rate() == ["16Mbit"]
+    tuned.nic |= {"portgroup": "none"}
+    del tuned.nic["bandwidth"]
+    tuned.write()
+    blocked = tuned.agent.wait_condition(VM, "Blocked")
+    assert "portgroup none, which network plan does not have (it has: fast, free, slow)" in blocked["message"]
+    del tuned.nic["network"], tuned.nic["portgroup"]
+    tuned.nic["bridge"] = "br0"
+    tuned.apply()
+    tuned.at_rest()
+    assert rate() == [] and tuned.live().find("devices/interface/bandwidth") is None
 
 
 def threads_and_statistics(tuned: Tuned) -> None:

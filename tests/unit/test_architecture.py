@@ -229,10 +229,8 @@ def spec_with(kind: str, leaf: Leaf) -> dict[str, Any]:
 
 def _fit_tuning(trail: str, name: str, spec: dict[str, Any]) -> None:
     """What a tuned leaf needs elsewhere."""
-    if trail.startswith("VirtualMachine.interfaces.bandwidth") or (trail, name) == (
-        "VirtualMachine.interfaces",
-        "queues",
-    ):
+    tuned = trail == "VirtualMachine.interfaces" and name in ("queues", "portgroup")
+    if tuned or trail.startswith("VirtualMachine.interfaces.bandwidth"):
         spec["interfaces"][0].pop("user", None)
         spec["interfaces"][0]["network"] = "default"
     if trail == "VirtualMachine.cpu.features":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from casework import Situation, as_yaml, trimmed, values_of
 
+from kvmd.api import status
 from kvmd.kinds import CONTROLLERS
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -24,6 +25,9 @@ def test_case(folder: Path, pytestconfig: pytest.Config) -> None:
     assert expected.exists(), f"no plan.yaml yet; make it with: pytest {Path(__file__).name} --regenerate"
     assert as_yaml(found) == as_yaml(values_of(expected)[0])
     assert situation.can_be_done(plan) == ""
+    for item in plan.objects.values():
+        said = [condition.status for condition in item.conditions if condition.type == status.READY]
+        assert said == [item.ready] or item.resource is None, f"{item.ref} says {said} of Ready"
 
 
 @pytest.mark.parametrize("kind", CONTROLLERS)

@@ -98,11 +98,39 @@ def test_a_renewal_is_no_news(tmp_path: Path) -> None:
 
 
 def test_rules_of_libvirt_and_what_lets_by_are_kept() -> None:
-    found = list(forwarding._iptables(SAVED))
+    found = list(forwarding._iptables(SAVED, ""))
     assert "filter -A FORWARD -j LIBVIRT_FWX" in found and "filter :DOCKER-USER" in found
     assert not any("ufw" in rule for rule in found)
     assert "nft guest_nat ip saddr 192.168.90.0/24 ip daddr != 192.168.90.0/24 counter masquerade" in list(
-        forwarding._nftables(TABLE)
+        forwarding._nftables(TABLE, "nft")
+    )
+
+
+@pytest.mark.root
+def test_a_flushed_table_of_nft_is_made_as_libvirt_made_it() -> None:
+    """On the real thing: the chains of both families, from nothing, and not over what is there."""
+    script = """
+import subprocess
+from kvmd import ops
+from kvmd.host import forwarding
+from kvmd.host.repair import repair
+assert forwarding.read((), "").backend == "iptables" and forwarding.read((), "nftables").backend == "nftables"
+repair(ops.NetworkRepair("lab", "", table=True), None)
+listed = subprocess.run(["nft", "-s", "list", "table", "ip", "libvirt_network"], capture_output=True, text=True)
+repair(ops.NetworkRepair("lab", "", table=True), None)
+found = forwarding.read((), "")
+print(found.backend, len([rule for rule in found.rules if "jump" in rule]))
+print(listed.stdout)
+"""
+    command = ["unshare", "-n", "env", f"PYTHONPATH={os.getcwd()}", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said, _, table = done.stdout.partition("\n")
+    assert said == "nftables 6", "three in each family"
+    lines = [line.strip() for line in table.splitlines() if line.strip()]
+    rules = ("saddr", "daddr", "iifname", "oifname")
+    assert sorted(lines) == sorted(
+        line.strip() for line in TABLE.splitlines() if not any(word in line for word in rules)
     )
 
 

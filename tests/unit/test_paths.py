@@ -9,6 +9,7 @@ from casework import resources_of
 from generators import machine_for
 from simulator import Loop
 
+from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.observed import BridgePort, Link
 from kvmd.render.topology import topology_data, topology_dot, topology_tree
@@ -70,6 +71,16 @@ def test_a_vlan_and_the_nic_below_it_are_hops_with_their_mtu(loop: Loop) -> None
 def test_a_nic_without_carrier_below_a_vlan_is_where_it_breaks(loop: Loop) -> None:
     loop.machine.set_link("eno1", carrier=False)
     assert drawn(loop)[0]["interfaces"][0]["brokenAt"] == "uplink eno1"
+
+
+def test_the_path_is_that_of_the_running_nic_while_another_waits_for_the_next_boot(loop: Loop) -> None:
+    loop.converge(resources_of(SPECS.replace("bridge: br0}]", "user: {}}]"), "specs.yaml"))
+    assert [hop["hop"] for hop in path(loop)] == ["nic", "tap", "bridge", "vlan", "uplink"]
+    assert drawn(loop)[0]["interfaces"][0]["brokenAt"] is None
+    uuid = loop.fresh_plan().objects[Ref("VirtualMachine", "web")].status["uuid"]
+    loop.machine.execute(ops.DomainDestroy("web", uuid))
+    loop.converge(resources_of(SPECS.replace("bridge: br0}]", "user: {}}]"), "specs.yaml"))
+    assert [hop["name"] for hop in path(loop)] == ["net0", "NAPT in the QEMU process"]
 
 
 def test_a_port_that_spanning_tree_blocks_is_where_it_breaks(loop: Loop) -> None:

@@ -17,7 +17,7 @@ from simulator import Loop
 from kvmd import ops
 from kvmd.api import secrecy
 from kvmd.api.mark import Mark
-from kvmd.api.resource import Ref, Resource, hash_of
+from kvmd.api.resource import Ref, Resource, hash_of, leaf_paths
 from kvmd.daemon.agent import as_data
 from kvmd.host.digest_key import NAME, digest_key
 from kvmd.kinds import CONTROLLERS
@@ -35,7 +35,9 @@ spec:
   cloudInit:
     userData: "#cloud-config\\npassword: hunter2\\n"
     metaData: {public-keys: meta-word}
-    networkConfig: {version: 2, wifis: {w0: {access-points: {home: {password: wifi-word}}}}}
+    networkConfig:
+      {version: 2, renderers: [{name: a, x: 1}, {name: b}], ns: [1, 2],
+       wifis: {w0: {access-points: {home: {password: wifi-word}}}}}
 """
 WORDS = ("hunter2", "meta-word", "wifi-word")
 
@@ -70,8 +72,13 @@ def test_neither_what_is_served_nor_what_libvirt_keeps_tells_a_word(resources: M
     assert told_by(json.dumps(data)) == []
     assert data["spec"]["cloudInit"] == {
         "userData": "(hidden)",
-        "metaData": {"(hidden)": "(hidden)"},
-        "networkConfig": {"(hidden)": "(hidden)"},
+        "metaData": {"public-keys": "(hidden)"},
+        "networkConfig": {
+            "version": "(hidden)",
+            "renderers": [{"name": "a", "x": "(hidden)"}, {"name": "b"}],
+            "ns": "(hidden)",
+            "wifis": {"w0": {"access-points": {"home": {"password": "(hidden)"}}}},
+        },
     }
     loop.resources = {}
     departing = loop.fresh_plan().objects[WEB]
@@ -84,6 +91,7 @@ def test_a_spec_in_digests_is_still_a_spec_and_changes_with_what_it_stands_for(
     web = resources[WEB]
     assert told_by(json.dumps(web.readable)) == []
     assert CONTROLLERS["VirtualMachine"].Spec.model_validate(web.readable)
+    assert set(leaf_paths(web.readable)) == web.owned, "what is taken out is found by the paths of leaves"
     other = resources_of(SPEC.replace("wifi-word", "wifi-wort"), "specs.yaml")[WEB]
     assert other.spec_hash != web.spec_hash
     secrecy.use_key(lambda: b"another key")

@@ -99,26 +99,22 @@ def plan(ref: Ref, look: Look) -> Draft:
     if stalled is not None:
         return Draft(conditions=(stalled,), status=status, settled=False)
     uplinks = [_uplink(ref, uplink.name, spec.addresses, key.name, look) for uplink in spec.uplinks]
-    found = Difference()
+    found, taps = Difference(), returning(key.name, look)
     if link is None:
-        operations = create(resource, uplinks, look)
+        operations = create(resource, uplinks, taps, look)
     else:
         carrier = carrier_of(ref, uplinks) if spec.addresses.from_ != "None" else None
         want = wanted(resource, uplinks, carrier, look)
         found = difference(resource, link, want, look)
-        operations = change(resource, link, want, found, look)
-    reason = _reason(link, key.name, found, look)
+        operations = change(resource, link, want, found, taps, look)
+    reason = ""
+    if taps and link is not None and not found.changes:  # no leaf differs, and still something is done
+        reason = f"ports {', '.join(tap.name for tap in taps)} go back"
     if is_risky(operations, link, [*uplinks, *former_uplinks(resource, look)]):
         reason = reason if found.changes else reason or operations[0].describe()
         operations = [_guard(str(ref), resource.spec_hash, spec).over(key.name, operations)]
     conditions = mtu_conditions(spec, look, key.name)
     return Draft(tuple(operations), found.changes, conditions=conditions, status=status, reason=reason)
-
-
-def _reason(link: Link | None, name: str, found: Difference, look: Look) -> str:
-    """What to say where no leaf differs, and still something is done."""
-    taps = [tap.name for tap in returning(name, look)]
-    return f"ports {', '.join(taps)} go back" if taps and link and not found.changes else ""
 
 
 def remove(ref: Ref, key: Key, look: Look) -> Draft:

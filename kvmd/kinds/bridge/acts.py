@@ -24,7 +24,7 @@ from kvmd.plan.look import Look
 from kvmd.plan.uplinks import carried, carrier_of, home_of
 
 
-def create(resource: Resource, uplinks: list[Link], look: Look) -> list[ops.Op]:
+def create(resource: Resource, uplinks: list[Link], taps: list[Link], look: Look) -> list[ops.Op]:
     """Ports first, then up: a bridge that is up before its first port was measured to lose 0.9 s of traffic."""
     spec, name = resource.spec, look.key(resource.ref).name
     assert isinstance(spec, Spec)
@@ -34,7 +34,7 @@ def create(resource: Resource, uplinks: list[Link], look: Look) -> list[ops.Op]:
     operations: list[ops.Op] = [
         ops.BridgeCreate(name, alias_for(resource, None, look), mac, spec.mtu, settings),
         *(_enslave(uplink, name, _wished(resource, uplink.name)) for uplink in uplinks),
-        *(ops.LinkSet(tap.name, tap.index, master=name, up=True) for tap in returning(name, look)),
+        *_back(taps, name),
         ops.LinkSet(name, up=True),
     ]
     if carrier:
@@ -43,7 +43,9 @@ def create(resource: Resource, uplinks: list[Link], look: Look) -> list[ops.Op]:
     return operations + put_back(resource, None, name, look)
 
 
-def change(resource: Resource, link: Link, want: State, found: Difference, look: Look) -> list[ops.Op]:
+def change(
+    resource: Resource, link: Link, want: State, found: Difference, taps: list[Link], look: Look
+) -> list[ops.Op]:
     """What differs becomes as it should; new before old."""
     spec, before = resource.spec, written_before(resource.ref, look)
     assert isinstance(spec, Spec)
@@ -60,8 +62,11 @@ def change(resource: Resource, link: Link, want: State, found: Difference, look:
     old = former.get("gateway")
     if old and old != spec.addresses.gateway and has_gateway(link, old):
         operations.append(ops.RouteDelete(link.name, link.index, "default", old))
-    operations += [ops.LinkSet(tap.name, tap.index, master=link.name, up=True) for tap in returning(link.name, look)]
-    return operations
+    return operations + _back(taps, link.name)
+
+
+def _back(taps: list[Link], bridge: str) -> list[ops.Op]:
+    return [ops.LinkSet(tap.name, tap.index, master=bridge, up=True) for tap in taps]
 
 
 def returning(name: str, look: Look) -> list[Link]:

@@ -32,7 +32,7 @@ class Spec(SpecModel):
     )
     mtu: Integer | None = leaf(
         None,
-        about="MTU in bytes; null leaves the kernel's choice, the smallest of its ports.",
+        about="MTU in bytes; null is the smallest of its ports, as the kernel chooses it.",
         example=1500,
         ge=68,
         le=65535,

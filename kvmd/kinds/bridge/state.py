@@ -13,7 +13,7 @@ from kvmd.kinds.bridge.spec import Spec
 from kvmd.observed import Key, Link, Ports
 from kvmd.plan.bridge_settings import Written, changes_of, differing, numbers_of, of_port, port_difference
 from kvmd.plan.difference import LEAVE, Change, Leave, at, differences, is_owned
-from kvmd.plan.links import addresses_of, link_of, normal_addresses, owned_paths
+from kvmd.plan.links import KERNEL_MTU, addresses_of, link_of, normal_addresses, owned_paths
 from kvmd.plan.look import Look
 
 
@@ -71,11 +71,19 @@ def wanted(resource: Resource, uplinks: list[Link], carrier: Link | None, look: 
     return State(
         up=True,
         mac=mac,
-        mtu=LEAVE if spec.mtu is None else spec.mtu,
+        mtu=_kernel_mtu(resource, look) if spec.mtu is None else spec.mtu,
         addresses=tuple(sorted(set(spec.addresses.static))),
         uplinks=tuple(sorted(uplink.name for uplink in uplinks)),
         gateway=spec.addresses.gateway or LEAVE,
     )
+
+
+def _kernel_mtu(resource: Resource, look: Look) -> int | Leave:
+    """What the kernel would choose, where the MTU is ours: it chooses no more once somebody has set one."""
+    if "mtu" not in owned_paths(resource, look):
+        return LEAVE
+    members = ports_of(look, look.key(resource.ref).name).members
+    return min((port.mtu for name in members if (port := link_of(look, Key("link", name)))), default=KERNEL_MTU)
 
 
 def difference(resource: Resource, link: Link, want: State, look: Look) -> Difference:

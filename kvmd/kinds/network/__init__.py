@@ -20,6 +20,7 @@ from kvmd.kinds.network.subnet import Subnet
 from kvmd.kinds.network.want import reservations, unserved, wanted
 from kvmd.observed import File, Key
 from kvmd.observed import Network as Fact
+from kvmd.plan import leaving
 from kvmd.plan.difference import LEAVE, Leave, differences, is_owned
 from kvmd.plan.leases import leases_on
 from kvmd.plan.look import Look
@@ -88,14 +89,16 @@ def plan(ref: Ref, look: Look) -> Draft:
     changes = tuple(c for c in differences(config, want) if is_owned(c.path, owned))
     told = tuple(c for c in changes if c.path not in KERNEL or not network.active)
     operations: list[ops.Op] = []
-    reserved = {"reservations": hash_of(reservations(ref, look))}
-    mark = Mark.of(resource, look.rules.owner, network.uuid, network.mark).with_resolved(reserved)
-    elsewhere = network.mark is not None and network.mark.resolved != reserved
+    reserved = hash_of(reservations(ref, look))
+    resolved = {"reservations": reserved, **leaving.note(network.run, network.mark, resource, applied)}
+    mark = Mark.of(resource, look.rules.owner, network.uuid, network.mark).with_resolved(resolved)
+    elsewhere = network.mark is not None and network.mark.resolved.get("reservations") != reserved
     if changes or network.mark is None or not network.mark.says_the_same_as(mark) or network.mark.ref != ref:
         xml = overlay(network.config, want, mark, {change.path for change in changes})
-        operations.append(ops.NetworkDefine(network.name, network.uuid, xml))
+        operations.append(ops.NetworkDefine(network.name, network.uuid, xml, network.config))
     if network.autostart:
         operations.append(ops.NetworkSetAutostart(network.name, network.uuid, False))
+    owned |= leaving.to_leave(network.start_mark, network.mark, network.run)
     acts, pending, found = running(network, want, owned, resource, look)
     operations += acts
     poor, repairs = health(network, resource.spec.forward.repair, look) if network.active else ((), ())
@@ -127,7 +130,7 @@ def remove(ref: Ref, key: Key, look: Look) -> Draft:
     if applied is not None and applied.written.get("deletionPolicy") == "Orphan":
         root = xmlmap.parse(network.config or network.live or "<network/>")
         put_into(root, None)
-        orphan = ops.NetworkDefine(network.name, network.uuid, xmlmap.serialise(root))
+        orphan = ops.NetworkDefine(network.name, network.uuid, xmlmap.serialise(root), network.config or "")
         return Draft((orphan,), reason="let go of, as its deletionPolicy asks")
     ports = plugged_into(network, look)
     guests = sorted({guest for _, guest in ports.taps} - look.departing_names(ref))

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kvmd import ops, xmlmap
-from kvmd.api.bridge_settings import USER_HZ
+from kvmd.api.bridge_settings import BRIDGE
 from kvmd.kinds.network.document import State
 from kvmd.kinds.network.names import SECTIONS, Record, element_of, key_element_of
 from kvmd.kinds.network.subnet import Subnet, host_element, range_element, subnet_of
 from kvmd.kinds.network.traffic import PortGroup, lay_group
 from kvmd.observed import Key, Link
 from kvmd.observed import Network as Fact
+from kvmd.plan.bridge_settings import Written, changes_of, differing, numbers_of
 from kvmd.plan.difference import LEAVE, Change, is_owned
 from kvmd.plan.look import Look
 from kvmd.xmlmap import Element
@@ -111,18 +112,16 @@ def _update(network: Fact, section: str, command: str, element: Element, index: 
 def bridge_attributes(
     want: State, owned: frozenset[str], bridge: str, look: Look
 ) -> tuple[tuple[ops.LinkSet, ...], tuple[Change, ...]]:
-    """What the bridge itself should have: STP, and with it the forward delay, as the kernel rounds it."""
+    """What the bridge itself should have: STP, and with it the forward delay."""
     link = look.fact(Key("link", bridge))
     if not isinstance(link, Link) or want.stp is LEAVE or want.delay is LEAVE:
         return (), ()
-    stp = want.stp if is_owned("bridge.stp", owned) else link.stp
-    changes = [Change("bridge.stp", link.stp, stp)] if stp != link.stp else []
-    settings = [("stp_state", int(bool(stp)))] if stp != link.stp else []
-    ticks = int(max(_LEAST_DELAY, float(want.delay)) * USER_HZ)
-    present = dict(link.settings).get("forward_delay", ticks)  # the kernel does not show what it has from the root
-    if stp and is_owned("bridge.forwardDelaySeconds", owned) and present != ticks:
-        changes.append(Change("bridge.forwardDelaySeconds", present / USER_HZ, ticks / USER_HZ))
-        settings.append(("forward_delay", ticks))
-    if not changes:
+    owns = [path.removeprefix("bridge.") for path in KERNEL if is_owned(path, owned)]
+    stp = want.stp if "stp" in owns else link.stp
+    # Without STP the kernel keeps whatever delay it has.
+    values = {"stp": stp, "forwardDelaySeconds": max(_LEAST_DELAY, float(want.delay)) if stp else None}
+    now = {leaf: values[leaf] for leaf in owns if values[leaf] is not None}
+    found = list(differing(BRIDGE, Written(now, {}), link.settings))
+    if not found:
         return (), ()
-    return (ops.LinkSet(bridge, link.index, settings=tuple(settings)),), tuple(changes)
+    return (ops.LinkSet(bridge, link.index, settings=numbers_of(found)),), changes_of(found, "bridge.")

@@ -15,8 +15,10 @@ from kvmd.kinds.virtual_machine import (
     guest_agent,
     host_devices,
     install,
+    port_group,
     power,
     snapshots,
+    tap_queues,
     user_network,
 )
 from kvmd.kinds.virtual_machine.board import is_password_alone
@@ -144,14 +146,14 @@ def _acts(guest: Guest, changes: LiveChanges, look: Look) -> _Acts:
     aged = (*ageing.conditions(spec, domain, guest.want.state.machine, look), *passed)
     able = guest.origins.startable and not any(item.reason != "MachineDeprecated" for item in aged)
     # A guest that could not start again is not shut down for the sake of a restart.
-    startable = not absent and able and _stands(spec, look)
+    startable = not absent and able and _stands(spec, guest.config, look)
     is_due, at_window = restart_due(guest, changes, look)
     installs = guest.installing == install.STARTED
     decided = power.decide(guest.resource, domain, startable and is_due and not installs, guest.uuid, look)
     ends = installs and spec.install is not None and spec.install.ends_by_reboot
     reboot = on_reboot(guest.resource, domain, (startable and bool(changes.pending), ends), look)
     live = () if decided.stops else (*changes.operations, *reboot)
-    now = possible(spec, (*live, *decided.operations), absent, look, not able)
+    now = possible((spec, guest.config), (*live, *decided.operations), absent, look, not able)
     wakes = [wake for wake in (decided.wake_at, at_window) if wake is not None]
     conditions = (*decided.conditions, *now.conditions, *aged)
     return _Acts(now.operations, conditions, decided, min(wakes, default=None), decided.settled and now.all)
@@ -194,10 +196,12 @@ def _has_former_mark(guest: Guest) -> bool:
     return mark is not None and mark.spec_hash == resource.former_hash != resource.spec_hash
 
 
-def _stands(spec: Spec, look: Look) -> bool:
+def _stands(spec: Spec, config: State | None, look: Look) -> bool:
     """True where everything that it stands on can be used now."""
     return (
         direct.ready(spec, look)
+        and port_group.ready(spec, look)
+        and tap_queues.ready(spec, config, look)
         and all(look.usable(ref) for ref in objects_of(spec))
         and not replaced_files(spec, look)  # its last writes would be lost
     )

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.kinds.virtual_machine import document, install, leaving
+from kvmd.kinds.virtual_machine import document, install
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.ownership import owned_changes
+from kvmd.plan import leaving
 from kvmd.plan.difference import Change, differences
 from kvmd.plan.look import Look
 
@@ -36,7 +37,7 @@ def definition(guest: Guest, look: Look) -> Definition:
     operations: list[ops.Op] = []
     if changes or not is_marked or not domain.persistent:
         xml = document.overlay(domain.config, state, changes, guest.known, mark, domain.live)
-        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, secrets=state.secrets))
+        operations.append(ops.DomainDefine(domain.name, domain.uuid, xml, domain.config, secrets=state.secrets))
     if domain.autostart:
         operations.append(ops.DomainSetAutostart(domain.name, domain.uuid, False))
     return Definition(tuple(operations), changes)
@@ -58,6 +59,7 @@ def _recorded(guest: Guest, look: Look) -> Mark | None:
 
 
 def _mark(guest: Guest, before: Mark | None, look: Look) -> Mark:
-    left = leaving.note(guest.domain, before, guest.resource, guest.applied)
+    run = guest.domain.run if guest.domain is not None else ""
+    left = leaving.note(run, before, guest.resource, guest.applied)
     resolved = {**guest.want.resolved, **left}
     return Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(resolved)

@@ -101,6 +101,17 @@ class DiskState(IoTuneState):
 _TYPES = {"network": "network", "bridge": "bridge", "ethernet": "tap", "user": "user", "direct": "direct"}
 
 
+_GROUP = xmlmap.attribute("source", "portgroup")
+
+
+def _portgroup_put(root: Element, name: str | None) -> None:
+    if root.get("type") == "network":  # nothing else has groups
+        _GROUP.put(root, name)
+
+
+PORTGROUP = Place(_GROUP.get, _portgroup_put)
+
+
 def _attachment_get(root: Element) -> str:
     kind = _TYPES.get(root.get("type", ""), root.get("type", ""))
     source, target = root.find("source"), root.find("target")
@@ -123,11 +134,13 @@ def _attachment_get(root: Element) -> str:
 
 def _attachment_put(root: Element, attachment: str) -> None:
     kind, _, name = attachment.partition(":")
+    group = PORTGROUP.get(root)
     for path in ("source", "target", "backend", "portForward"):
         xmlmap.cut(root, path)
     root.set("type", {value: key for key, value in _TYPES.items()}[kind])
     if kind in ("network", "bridge"):
         ElementTree.SubElement(root, "source", {kind: name})
+        PORTGROUP.put(root, group)
     elif kind == "direct":
         device, _, mode = name.partition("/")
         ElementTree.SubElement(root, "source", {"dev": device, "mode": mode})
@@ -148,6 +161,7 @@ class NicState(BandwidthState):
 
     name: str
     attachment: str = field(metadata=at("attachment", always=True, xml=Place(_attachment_get, _attachment_put)))
+    portgroup: str | None = field(metadata=at("portgroup", xml=PORTGROUP))
     mac: str = field(metadata=at("mac", xml=xmlmap.attribute("mac", "address")))
     model: str | None = field(metadata=at("model", xml=xmlmap.attribute("model", "type")))
     link: str = field(metadata=at("link", xml=_or(xmlmap.attribute("link", "state"), "up")))

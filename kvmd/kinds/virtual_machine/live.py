@@ -11,7 +11,7 @@ from kvmd import ops, xmlmap
 from kvmd.api.schema import Update
 from kvmd.api.status import Condition, Pending
 from kvmd.kinds.virtual_machine import domain as xml
-from kvmd.kinds.virtual_machine import memory, tuning
+from kvmd.kinds.virtual_machine import memory, port_group, tuning
 from kvmd.kinds.virtual_machine.board import hidden
 from kvmd.kinds.virtual_machine.cloud_init import SEED
 from kvmd.kinds.virtual_machine.domain import DiskState, Known, NicState, State
@@ -23,7 +23,8 @@ from kvmd.xmlmap import Element
 
 _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?")
 SWITCHABLE = ("network:", "bridge:")
-_NIC_LIVE = ("link", "bandwidth.")  # one call makes all of them so, and the attachment
+_NIC_LIVE = ("link", "bandwidth.")  # one call makes all of them so, and what it is plugged into
+_PLUGGED = frozenset({"attachment", "portgroup"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +173,18 @@ def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.
     want = next(nic for nic in running.want.interfaces if nic.name == name)
     live = next(nic for nic in running.live.interfaces if nic.name == name)
     switchable = live.attachment.startswith(SWITCHABLE) and want.attachment.startswith(SWITCHABLE)
-    if not leaf.startswith(_NIC_LIVE) and not (leaf == "attachment" and switchable):
+    if not leaf.startswith(_NIC_LIVE) and not (leaf in _PLUGGED and switchable):
         return None
-    if not switchable:
-        want = replace(want, attachment=live.attachment)
     element = dict(xml.nic_elements(running.root, running.known))[name]
     prefix = f"interfaces[{name}]."
-    differing = [item.path.removeprefix(prefix) for item in running.changes if item.path.startswith(prefix)]
-    return _update(domain, alias, element, want, *(path for path in differing if path.startswith(_NIC_LIVE)))
+    differing = {item.path.removeprefix(prefix) for item in running.changes if item.path.startswith(prefix)}
+    paths = [path for path in sorted(differing) if path.startswith(_NIC_LIVE)]
+    if switchable and differing & _PLUGGED:
+        element = port_group.with_own_limits(element, domain, running.known, name)
+        paths.append("portgroup")
+    elif not switchable:
+        want = replace(want, attachment=live.attachment)
+    return _update(domain, alias, element, want, *paths)
 
 
 def _detach(domain: Domain, alias: str, element: Element) -> ops.Op:

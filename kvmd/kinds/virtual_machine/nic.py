@@ -69,6 +69,12 @@ class Interface(SpecModel):
     network: Text | None = leaf(
         None, about="Network that it is attached to.", example="default", unless="NextBoot to or from tap and user"
     )
+    portgroup: Text | None = leaf(
+        None,
+        about="Portgroup of that network, whose limits it gets when it is plugged in; default the network's default.",
+        example="fast",
+        unless="NextBoot to or from tap and user",
+    )
     bridge: Text | None = leaf(
         None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
     )
@@ -121,6 +127,8 @@ class Interface(SpecModel):
             )
         if self.ip is not None and self.network is None:
             raise ValueError("ip is a reservation on a Network; it needs `network`")
+        if self.portgroup is not None and self.network is None:
+            raise ValueError("portgroup is one of a Network; it needs `network`")
         return self
 
     @property

@@ -9,16 +9,16 @@ from typing import NamedTuple
 from kvmd import ops, xmlmap
 from kvmd.api.quantity import format_quantity
 from kvmd.api.status import DEGRADED, Condition
-from kvmd.kinds.virtual_machine import install, memory, power, snapshots, unplug
+from kvmd.kinds.virtual_machine import install, memory, port_group, power, snapshots, unplug
 from kvmd.kinds.virtual_machine.domain import State, read
 from kvmd.kinds.virtual_machine.guest import Guest
-from kvmd.kinds.virtual_machine.leaving import to_leave
 from kvmd.kinds.virtual_machine.live import LiveChanges, live_changes
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.kinds.virtual_machine.processor import features_said
 from kvmd.kinds.virtual_machine.restart import due
 from kvmd.observed import Domain
-from kvmd.plan.difference import differences
+from kvmd.plan.difference import LEAVE, differences
+from kvmd.plan.leaving import to_leave
 from kvmd.plan.look import Look
 from kvmd.plan.model import ObjectMemory
 from kvmd.xmlmap import Element
@@ -40,9 +40,12 @@ def running(guest: Guest, look: Look) -> Running:
     domain, want = guest.domain, guest.want.state
     if domain is None or domain.live is None:
         return Running()
+    if want.cpu_model is LEAVE and guest.config is not None:
+        want = replace(want, cpu_model=guest.config.cpu_model)  # libvirt's own choice, for the next boot, too
     root = xmlmap.parse(domain.live)
     state = read(root, guest.known)
-    also = to_leave(domain) | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
+    leaves = to_leave(domain.boot_mark, domain.mark, domain.run)
+    also = leaves | unplug.left_behind(root, want) | install.owns(guest.spec, guest.installing)
     found = owned_changes(differences(state, want), guest.resource, guest.applied, also)
     # The running self shows the CPU that host-model became; what it was started with stands in its mark.
     found = tuple(
@@ -52,6 +55,7 @@ def running(guest: Guest, look: Look) -> Running:
     if judged.wait_until is not None or judged.unanswered:
         found = tuple(change for change in found if change.path != "memory.guest")
     found = install.without_empty_tray(found)
+    found = port_group.without_its_limits(found, domain, guest.known, want, look)
     changes = live_changes(domain, root, guest.known, (state, want), found)
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
     plugging, untaken = _untaken(guest, root, look.now)

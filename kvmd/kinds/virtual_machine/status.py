@@ -38,13 +38,14 @@ def _interface(nic: NicState, live: State | None, look: Look) -> dict[str, Any]:
     running = next((item for item in live.interfaces if item.name == nic.name), None) if live else None
     kind, _, target = nic.attachment.partition(":")
     tap = running.target if running else ""
+    now, _, where = (running or nic).attachment.partition(":")  # another one may wait for the next boot
     return {
         "name": nic.name,
         "mac": (running or nic).mac,
         "attachment": {kind: target or True},
         "tap": tap or None,
-        "addresses": addresses_of((running or nic).mac, _bridge_of(kind, target, look), look) if running else [],
-        "path": sized(_path(nic, running, kind, target, look), look),
+        "addresses": addresses_of((running or nic).mac, _bridge_of(now, where, look), look) if running else [],
+        "path": sized(_path(nic, running, now, where, look), look),
     }
 
 
@@ -54,7 +55,7 @@ def _path(nic: NicState, running: NicState | None, kind: str, target: str, look:
         return [_hop("nic", nic.name, "off", True)]
     hops = [_hop("nic", nic.name, running.link, running.link != "up")]
     if kind == "user":
-        return [*hops, _hop("user", "NAPT in the QEMU process", "up", False)]
+        return [*hops, _hop("user", "passt" if target else "NAPT in the QEMU process", "up", False)]
     if kind == "direct":
         return [*hops, *path_of(target, running.target, look)]
     tap = link_of(look, running.target)

@@ -9,9 +9,9 @@ from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
 from kvmd.errors import Refused
-from kvmd.kinds.virtual_machine import direct
+from kvmd.kinds.virtual_machine import direct, port_group, tap_queues
 from kvmd.kinds.virtual_machine.disk import Disk
-from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC
+from kvmd.kinds.virtual_machine.domain import ALIAS_DISK, ALIAS_NIC, State
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import File, Key, Link
 from kvmd.plan.look import Look
@@ -79,20 +79,31 @@ def replaced_files(spec: Spec, look: Look) -> tuple[File, ...]:
 
 
 def possible(
-    spec: Spec, operations: tuple[ops.Op, ...], absent: tuple[str, ...], look: Look, unknown: bool
+    asked: tuple[Spec, State | None],
+    operations: tuple[ops.Op, ...],
+    absent: tuple[str, ...],
+    look: Look,
+    unknown: bool,
 ) -> Possible:
     """Leave out what would open a missing file or a TAP in use; everything beside it goes on.
 
+    *asked* is the spec, and the definition as it is.
+
     With *unknown* the guest cannot start: something that it stands on is known to nobody.
     """
+    spec, config = asked
     lacking: dict[str, None] = {}
     held: dict[str, None] = {}
     links: dict[str, None] = {}
     kept: list[ops.Op] = []
+    if rescued := bool(replaced_files(spec, look)):
+        # Somebody may be copying what only the paused guest still has.
+        operations = tuple(item for item in operations if not isinstance(item, ops.DomainResume))
     for operation in operations:
         files = [path for path in _opens(operation, spec) if path in absent]
         taps = [tap for tap in _plugs(operation, spec, look) if _is_held(tap, look)]
-        unready = direct.unready(operation, spec, look)
+        unready = (*direct.unready(operation, spec, look), *port_group.unready(operation, spec, look))
+        unready += tap_queues.unready(operation, spec, config, look)
         if not files and not taps and not unready and not (unknown and isinstance(operation, ops.DomainStart)):
             kept.append(operation)
         lacking |= dict.fromkeys(f"{path} (a folder)" if path in folders_of(spec) else path for path in files)
@@ -102,7 +113,8 @@ def possible(
         # A start that waits is not noted as begun: a guest that runs Once would never run.
         kept = [item for item in kept if not (isinstance(item, ops.LedgerWrite) and item.value in ("started", ""))]
     said = (*_conditions(tuple(lacking), tuple(held), absent), *_unready(tuple(links)), *_replaced(spec, look))
-    return Possible(tuple(kept), said, not lacking and not held and not links and not unknown)
+    waits = lacking or held or links or unknown or rescued
+    return Possible(tuple(kept), said, not waits)
 
 
 def _opens(operation: ops.Op, spec: Spec) -> tuple[str, ...]:
@@ -137,7 +149,8 @@ def _replaced(spec: Spec, look: Look) -> Iterator[Condition]:
     for fact in replaced_files(spec, look):
         text = (
             f"{fact.path} was replaced under the running guest, which goes on with the one that it had; that is lost "
-            "when the guest stops, so kvmd does not restart it; to keep it, virsh suspend the guest and type: "
+            "when the guest stops, so kvmd neither restarts it nor lets it on while it is paused; to keep it, virsh "
+            "suspend the guest and type: "
             f"cp --sparse=always {fact.replaced} {fact.path}.rescued"
         )
         yield Condition(DEGRADED, True, "FileReplaced", text)

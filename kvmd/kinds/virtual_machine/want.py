@@ -223,6 +223,7 @@ def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState
     return NicState(
         name=nic.name,
         attachment=_attachment(nic, ref, look),
+        portgroup=nic.portgroup,
         mac=nic.mac or _unwritten_mac(nic.name, ref, config, look),
         model=nic.model,
         link=nic.link,
