@@ -9,6 +9,7 @@ KvmdError                    has a message (what, where, why) and a hint (the ne
 │   └── Stale                the object changed under the plan: plan again
 ├── Blocked                  waits for another object: that object wakes it
 ├── Refused                  a person or a policy must decide: wait for a new spec or an approval
+│   └── Conflict             another object has what this one wants: one of the specs must change
 └── Unsupported              this host cannot: wait for a new spec or a new start
 """
 
@@ -57,6 +58,10 @@ class Blocked(KvmdError):
 
 class Refused(KvmdError):
     """kvmd will not do this until a person or a new spec says so."""
+
+
+class Conflict(Refused):
+    """Another object has what this one wants, and keeps it."""
 
 
 class Unsupported(KvmdError):

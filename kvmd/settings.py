@@ -92,6 +92,11 @@ class Paths(_Section):
     cache: str = "/var/cache/kvmd"
     run: str = "/run/kvmd"
 
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.state, self.cache, self.run)
+
 
 class Prune(_Section):
     """When an object may go because its spec went; the brake counts everything gone within the hour."""
@@ -122,9 +127,12 @@ class Admission(_Section):
 
 
 class Policy(_Section):
-    """What a spec may name on this host."""
+    """What a spec may name on this host; never kvmd's own files, see kvmd/plan/paths.py."""
 
-    allowed_paths: tuple[str, ...] = ("/var/lib/libvirt/images", "/var/lib/kvmd")
+    allowed_paths: tuple[str, ...] = (
+        "/var/lib/libvirt/images",
+        *(f"/var/lib/kvmd/{folder}" for folder in ("boot", "consoles", "images", "iso", "quickstart")),
+    )
     uplinks: str | tuple[str, ...] = "*"
     host_devices: tuple[str, ...] = ()
     allow_monitor_commands: bool = False

@@ -131,7 +131,8 @@ def _supersede(facts: MutableMapping[Key, Fact], operation: ops.ImageFetch) -> N
 def look_at_holders(facts: MutableMapping[Key, Fact]) -> None:
     """Who stands on which file, as facts; those that did not change are the same objects as before."""
     found: dict[Key, Fact] = {}
-    for path in paths(facts):
+    named = (fact.path for fact in facts.values() if isinstance(fact, File))
+    for path in dict.fromkeys((*paths(facts), *named)):
         domains = [fact.name for fact in facts.values() if isinstance(fact, Domain) and _names(fact, path)]
         overlays = [fact.path for fact in facts.values() if isinstance(fact, Volume) and fact.backing == path]
         if domains or overlays:

@@ -29,7 +29,8 @@ ElementTree.register_namespace(XML_PREFIX, XML_NAMESPACE)
 class Mark:
     """*object_id* is the UUID (libvirt) of the object that carries the mark; links have none.
 
-    *written* is the spec as it was last applied, *resolved* what the host made of words such as ``auto``.
+    *written* is the spec as it was last applied, its sensitive leaves by their digest; *resolved* is what the host
+    made of words such as ``auto``.
     """
 
     owner: str
@@ -47,7 +48,7 @@ class Mark:
         """The mark that *resource* asks for; the generation rises where the meaning differs from *before*."""
         generation = 1
         if before is not None:
-            generation = before.generation + (before.spec_hash != resource.spec_hash)
+            generation = before.generation + (before.spec_hash not in (resource.spec_hash, resource.former_hash))
         return cls(
             owner=owner,
             ref=resource.ref,
@@ -55,7 +56,7 @@ class Mark:
             generation=generation,
             object_id=object_id,
             source=resource.position.file,
-            written=resource.written,
+            written=resource.readable,
             annotations=resource.metadata.annotations,
         )
 

@@ -13,7 +13,10 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"([0-9]+)(\.[0-9]+)?(k|[KMGT]i|[MGT])?")
 # https://www.w3.org/TR/xml/#charsets
-_NOT_IN_XML = frozenset({"\ufffe", "\uffff"} | {chr(code) for code in range(0xD800, 0xE000)})
+_NO_CHARACTERS = "\ud800-\udfff\ufffe\uffff"
+_NOT_IN_XML = re.compile(f"[\0-\x08\x0b-\x1f{_NO_CHARACTERS}]")
+# What libvirt puts into attributes it also writes into the configuration of others, where a line end begins an order.
+_NOT_IN_A_LINE = re.compile(f"[\0-\x1f\x7f-\x9f\u2028\u2029{_NO_CHARACTERS}]")
 # RFC 1123 section 2.1, as Kubernetes applies it to names.
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"([0-9a-fA-F]{1,2}:){5}[0-9a-fA-F]{1,2}")
@@ -108,8 +111,31 @@ def _absolute(value: str) -> str:
 
 
 def _printable(value: str) -> str:
-    if any((character < " " and character not in "\t\n") or character in _NOT_IN_XML for character in value):
+    if _NOT_IN_XML.search(value):
         raise ValueError("control characters cannot be written to libvirt")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if _NOT_IN_A_LINE.search(value):
+        raise ValueError(f"{value!r} must be one line without control characters")
+    return value
+
+
+def plain_for_dnsmasq(value: str) -> str:
+    """A word that dnsmasq takes as it stands: libvirt writes it into a line of dnsmasq's configuration unquoted."""
+    if "," in value:
+        raise ValueError(f"{value!r} has a comma, at which dnsmasq would begin another value")
+    return unquoted_for_dnsmasq(value)
+
+
+def unquoted_for_dnsmasq(value: str) -> str:
+    """The same, but commas may stand in it."""
+    if re.search(r"[\"\\]|(^|\s)#|^\s|\s$", value):
+        raise ValueError(
+            f"{value!r} would not reach dnsmasq as it stands: no quotes, no backslash, no '#' after a blank, no "
+            "blank at either end"
+        )
     return value
 
 
@@ -142,7 +168,10 @@ def _device_name(value: str) -> str:
 Integer = Annotated[int, Strict()]
 Boolean = Annotated[bool, Strict()]
 AccountNumber = Annotated[int, Strict(), Field(ge=0, le=2**32 - 2)]  # the kernel keeps the last one for "nobody"
-Text = Annotated[str, AfterValidator(_printable)]
+Text = Annotated[str, AfterValidator(_one_line)]
+Lines = Annotated[str, AfterValidator(_printable)]
+DnsmasqWord = Annotated[Text, AfterValidator(plain_for_dnsmasq)]
+DnsmasqText = Annotated[Text, AfterValidator(unquoted_for_dnsmasq)]
 _SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|[KMGT]i|[MGT])?$"
 _SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": _SIZE_PATTERN}, {"type": "integer"}]}
 Size = Annotated[int, BeforeValidator(parse_quantity), WithJsonSchema(_SIZE_SCHEMA)]
@@ -160,7 +189,7 @@ Ipv4Address = Annotated[str, AfterValidator(_ipv4)]
 InterfaceAddress = Annotated[str, AfterValidator(_interface)]
 InterfaceAddresses = Annotated[tuple[InterfaceAddress, ...], AfterValidator(_one_prefix_each)]
 IpNetwork = Annotated[str, AfterValidator(_network)]
-HostPath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolute)]
-LinkName = Annotated[str, AfterValidator(link_name)]
-DomainName = Annotated[str, AfterValidator(domain_name)]
+HostPath = Annotated[Text, AfterValidator(_absolute)]
+LinkName = Annotated[Text, AfterValidator(link_name)]
+DomainName = Annotated[Text, AfterValidator(domain_name)]
 DeviceName = Annotated[str, AfterValidator(_device_name)]

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from kvmd.api.problem import Position
 from kvmd.api.quantity import DNS_LABEL
+from kvmd.api.secrecy import digested
 
 API_VERSION = "kvmd.dev/v1alpha1"
 ANNOTATION_PREFIX = "kvmd.dev/"
@@ -114,8 +115,21 @@ class Resource:
 
     @cached_property
     def spec_hash(self) -> str:
-        """A hash of what the spec means: layout, comments and the order of named lists do not count."""
-        return hash_of(self.written)
+        """A hash of what the spec means: layout, comments and the order of named lists do not count.
+
+        What is sensitive is in it by its digest: the hash stands where others may read it.
+        """
+        return hash_of(self.readable)
+
+    @cached_property
+    def former_hash(self) -> str:
+        """The hash as it was before digests had a key; the same where nothing is sensitive."""
+        return self.spec_hash if self.readable is self.written else hash_of(self.written)
+
+    @cached_property
+    def readable(self) -> Mapping[str, Any]:
+        """The spec as written, with what is sensitive by its digest."""
+        return digested(type(self.spec), self.written)
 
     @cached_property
     def owned(self) -> frozenset[str]:

@@ -9,11 +9,13 @@ from typing import Any
 
 from kvmd import ops
 from kvmd.api.resource import ANNOTATION_SUSPEND, API_VERSION, Ref
+from kvmd.api.secrecy import shown
 from kvmd.daemon.assembly import Assembly
 from kvmd.daemon.request import PATIENCE_SECONDS, Request
 from kvmd.engine.facade import Answer, Event
 from kvmd.engine.reconciler import Report
 from kvmd.host.stats import DomainStats
+from kvmd.kinds import CONTROLLERS
 from kvmd.kinds.virtual_machine.spec import Spec as VirtualMachineSpec
 from kvmd.observed import Domain
 from kvmd.plan.model import ObjectPlan, Plan
@@ -266,7 +268,7 @@ def as_data(item: ObjectPlan) -> dict[str, Any]:
         "apiVersion": API_VERSION,
         "kind": item.ref.kind,
         "metadata": metadata,
-        "spec": dict(written),
+        "spec": dict(shown(CONTROLLERS[item.ref.kind].Spec, written)),
         "status": {
             "generation": item.generation,
             "observedGeneration": item.observed_generation,

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvmd.api.secrecy import use_key
 from kvmd.engine.executor import Executor
 from kvmd.engine.reconciler import Reconciler, Sources
 from kvmd.engine.records import Records
 from kvmd.host import Host
+from kvmd.host.digest_key import digest_key
 from kvmd.kinds import CONTROLLERS
 from kvmd.settings import Settings
 from kvmd.sources.directory import Directory
@@ -51,6 +53,7 @@ def assemble(settings: Settings, namespace: str | None = None, log: Callable[...
     # A worker whose call of libvirt has returned waits that long for a thread that is planning: at Python's default
     # of 5 ms the calls take longer to begin than to be answered.
     sys.setswitchinterval(SWITCH_SECONDS)
+    use_key(lambda: digest_key(settings.paths.state))
     wake = threading.Event()
     metrics, events = Metrics(CONTROLLERS), Events()
     host = Host(settings, metrics, wake.set, namespace)

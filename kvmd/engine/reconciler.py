@@ -21,6 +21,7 @@ from kvmd.identity import changed
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Observed
 from kvmd.plan.model import Applied, Cause, Desired, Memory, ObjectPlan, Plan, Rules, SecretUser, Step
+from kvmd.plan.paths import secret_may_be_read
 from kvmd.plan.planner import Planner
 from kvmd.plan.safety import WEIGHTY
 from kvmd.settings import Settings
@@ -144,13 +145,18 @@ class Reconciler:
         for ref in news:
             resource = resources.get(ref)
             self._windows.take(ref, resource)
-            secrets = _secrets_of(resource) if resource is not None else ()
+            secrets = self._secrets_of(resource) if resource is not None else ()
             files = CONTROLLERS[ref.kind].files(resource.spec) if resource is not None else ()
             others |= _note(self._named_secrets, ref, secrets) | _note(self._files, ref, files)
         if others:
             self._paths = tuple(dict.fromkeys(path for files in self._files.values() for path in files))
             self._secrets = tuple(dict.fromkeys(name for names in self._named_secrets.values() for name in names))
         self._resources = resources
+
+    def _secrets_of(self, resource: Resource) -> tuple[str, ...]:
+        controller = _SECRET_USERS.get(resource.ref.kind)
+        names = controller.secrets(resource.spec) if controller is not None else ()
+        return tuple(name for name in names if secret_may_be_read(name, self.rules))
 
     def _take_marks(self, resources: Mapping[Ref, Resource], observed: Observed) -> None:
         """Note what is on the host and in no spec any more."""
@@ -297,11 +303,6 @@ class Reconciler:
         return tuple(ended)
 
 
-def _secrets_of(resource: Resource) -> tuple[str, ...]:
-    controller = _SECRET_USERS.get(resource.ref.kind)
-    return controller.secrets(resource.spec) if controller is not None else ()
-
-
 def _note(table: dict[Ref, tuple[str, ...]], ref: Ref, names: tuple[str, ...]) -> bool:
     """Note the names, or that there are none; True where that is news."""
     before = table.pop(ref, ())
@@ -319,6 +320,9 @@ def rules_of(settings: Settings) -> Rules:
         prune_minimum=settings.prune.min_objects,
         accelerator=settings.defaults.accelerator,
         allowed_paths=settings.policy.allowed_paths,
+        own_paths=tuple(
+            dict.fromkeys(name for path in settings.paths.every for name in (path, os.path.realpath(path)))
+        ),
         uplinks=settings.policy.uplinks,
         host_devices=settings.policy.host_devices,
         images=os.path.join(settings.paths.state, "images"),

@@ -96,7 +96,7 @@ class Host:
             missing.add(LINKS)
         files = self._opened.look(self.files.look(paths), domains, self.libvirt.holders)
         host = self._host_fact()
-        storage = self.storage.facts.look(domains, self.libvirt.holders, secrets)
+        storage = self.storage.facts.look(domains, self.libvirt.holders, files, secrets)
         managers = self._managers.look(self._link_facts)
         leases, forwarding = self._leases.look(), self._forwarding.look(domains)
         words = self._agents.look(domains)

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from kvmd import ops
 from kvmd.errors import Retry, Unsupported
 from kvmd.host import tftp
+from kvmd.host.plain_files import read_plain
 from kvmd.host.secrets import password_from, path_of
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
@@ -42,8 +43,8 @@ class _ImplicitTls(ftplib.FTP_TLS):
 def trust_of(login: ops.Login) -> ssl.SSLContext:
     """Whose certificates count. Raises Retry where the file that says so cannot be used."""
     try:
-        context = ssl.create_default_context(cafile=login.ca_file or None)
-    except OSError as error:  # ssl.SSLError is one
+        context = ssl.create_default_context(cadata=read_plain(login.ca_file).decode() if login.ca_file else None)
+    except (OSError, UnicodeDecodeError) as error:  # ssl.SSLError is one
         raise Retry(f"{login.ca_file}: {_said(error)}", hint="put the authority's certificate there, PEM") from error
     if login.insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

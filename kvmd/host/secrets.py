@@ -8,10 +8,10 @@ import stat
 
 from kvmd.errors import Retry
 from kvmd.host.passwords import hide
+from kvmd.host.plain_files import read_plain
 from kvmd.observed import Secret
 
 CREDENTIAL = "credential:"
-MOST_BYTES = 1 << 20
 
 
 def path_of(name: str) -> str:
@@ -23,8 +23,7 @@ def path_of(name: str) -> str:
 
 def content_of(name: str) -> bytes:
     """All of it. Raises OSError."""
-    with open(path_of(name), "rb") as file:
-        return file.read(MOST_BYTES)
+    return read_plain(path_of(name))
 
 
 def read_secret(name: str) -> Secret:
@@ -33,8 +32,9 @@ def read_secret(name: str) -> Secret:
         if not name.startswith(CREDENTIAL) and os.stat(name).st_mode & stat.S_IROTH:
             return Secret(name, problem=f"others may read it; type: chmod 600 {name}")
         content = content_of(name)
-        word = _password(content)
-        return Secret(name, hashlib.sha256(content).hexdigest(), password="" if word is None else hide(word))
+        word, real = _password(content), os.path.realpath(path_of(name))
+        digest = hashlib.sha256(content).hexdigest()
+        return Secret(name, digest, password="" if word is None else hide(word), real=real)
     except OSError as error:
         return Secret(name, problem=f"{error.strerror}")
 

@@ -22,7 +22,7 @@ from kvmd.host.image_store import ImageStore
 from kvmd.host.secrets import read_secret
 from kvmd.host.seeds import Seeds
 from kvmd.host.trash import overdue_in
-from kvmd.observed import Fact, Holders, Image, Key, Pool, Server, Volume, said_format
+from kvmd.observed import Fact, File, Holders, Image, Key, Pool, Server, Volume, said_format
 
 MOST_SERVERS = 1024
 HIDDEN = "."  # what is being made, and the trash, begin with it
@@ -58,11 +58,15 @@ class StorageFacts:
             self._servers[Key("server", server.url)] = server
 
     def look(
-        self, libvirt: Mapping[Key, Fact], users: Mapping[str, tuple[str, ...]], secrets: Sequence[str]
+        self,
+        libvirt: Mapping[Key, Fact],
+        users: Mapping[str, tuple[str, ...]],
+        files: Mapping[Key, Fact],
+        secrets: Sequence[str],
     ) -> Mapping[Key, Fact]:
         """All facts; the same mapping as before where nothing changed.
 
-        *users* are the domains that name a file, *secrets* what the specs name.
+        *users* are the domains that name a file; *files* and *secrets* are those that the specs name.
         """
         errands = self._errands.facts()  # first: what has ended has told that its file must be looked for
         if libvirt is not self._libvirt[0]:
@@ -78,16 +82,18 @@ class StorageFacts:
         found: dict[Key, Fact] = {**self._store, **servers}
         found.update({key: volume for key, (_, volume) in self._volumes.items()})
         found.update(errands)
-        found.update(self._look_at_holders(users))
+        found.update(self._look_at_holders(users, files))
         found.update(self._look_at_secrets(secrets))
         if found.keys() != self.facts.keys() or any(found[key] is not self.facts[key] for key in found):
             self.facts = found
         return self.facts
 
-    def _look_at_holders(self, users: Mapping[str, tuple[str, ...]]) -> dict[Key, Fact]:
-        """Who stands on each of our files."""
+    def _look_at_holders(self, users: Mapping[str, tuple[str, ...]], files: Mapping[Key, Fact]) -> dict[Key, Fact]:
+        """Who stands on each of our files, and on each that a spec names."""
         found: dict[Key, Fact] = {}
-        for path, real in self._real.items():
+        named = (file for file in files.values() if isinstance(file, File))
+        real_of = {name: file.real for file in named for name in (file.path, file.real) if name} | self._real
+        for path, real in real_of.items():
             holders = Holders(path, users.get(path, ()), tuple(self._overlays.get(real, ())))
             if holders.domains or holders.overlays:
                 key = Key("holders", path)
@@ -182,6 +188,7 @@ def _volume(name: str, path: str, status: os.stat_result) -> Volume:
         backing_format=header.backing_format,
         data_file=header.data_file,
         mark=mark,
+        real=os.path.realpath(path),
     )
 
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from kvmd import ops
 from kvmd.errors import Refused, Retry
 from kvmd.host import fetchers
+from kvmd.host.plain_files import open_plain, read_plain
 from kvmd.host.secrets import password_from
 
 CHUNK_BYTES = 1 << 20
@@ -86,7 +87,7 @@ def _from_system(error: OSError, operation: ops.ImageFetch, part: str) -> Retry:
 
 def _copy(source: str, part: str, progress: Progress) -> None:
     _forget(part)  # it may be another name of an image that has come already
-    with open(source, "rb") as origin, open(part, "wb") as target:
+    with open_plain(source, or_block=True) as origin, open(part, "wb") as target:
         total, done = os.fstat(origin.fileno()).st_size, 0
         while data := origin.read(CHUNK_BYTES):
             target.write(data)
@@ -228,8 +229,7 @@ def _listed_checksum(operation: ops.ImageFetch) -> str:
             data: bytes = answer.read(LIST_BYTES)
     elif operation.checksum_path:
         try:
-            with open(operation.checksum_path, "rb") as file:
-                data = file.read(LIST_BYTES)
+            data = read_plain(operation.checksum_path, LIST_BYTES)
         except OSError as error:
             raise Retry(f"{operation.checksum_path}: {error.strerror}", hint="put the list there") from error
     else:

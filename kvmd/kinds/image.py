@@ -11,7 +11,7 @@ from pydantic import AfterValidator, model_validator
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.api.quantity import HostPath, format_quantity
+from kvmd.api.quantity import HostPath, Text, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel, hash_of
 from kvmd.api.schema import branch, leaf
 from kvmd.api.status import BLOCKED, Condition
@@ -44,7 +44,7 @@ def _checksum(value: str) -> str:
     return value.lower()
 
 
-Url = Annotated[str, AfterValidator(_url)]
+Url = Annotated[Text, AfterValidator(_url)]
 
 
 class Source(SpecModel):

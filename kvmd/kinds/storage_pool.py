@@ -83,7 +83,7 @@ def plan(ref: Ref, look: Look) -> Draft:
     spec, key = resource.spec, look.key(ref)
     fact, applied = look.fact(key), look.applied(ref)
     pool = fact if isinstance(fact, Pool) else None
-    refuse_outside(ref, (spec.path,), look)
+    refuse_outside(ref, (spec.path,), look, changes=True)
     uuid = pool.uuid if pool else derived_uuid(look.host().machine_id, look.rules.owner, ref)
     before = pool.mark if pool and pool.mark and pool.mark.ref == ref else None
     if before is None and applied is not None and applied.generation:

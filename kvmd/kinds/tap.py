@@ -10,7 +10,7 @@ from pydantic import model_validator
 from kvmd import ops
 from kvmd.api.bridge_settings import PORT, Numbers
 from kvmd.api.mark import derived_port_mac
-from kvmd.api.quantity import AccountNumber, Boolean, Integer, LinkName, Mac
+from kvmd.api.quantity import AccountNumber, Boolean, Integer, LinkName, Mac, Text
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
@@ -60,19 +60,19 @@ class Spec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="tap1", update=Update.IMMUTABLE
     )
-    owner: str | AccountNumber | None = leaf(
+    owner: Text | AccountNumber | None = leaf(
         None,
         about="User (name or number) who may attach; null is root only.",
         example="libvirt-qemu",
         unless="Replug while a guest holds the TAP",
     )
-    group: str | AccountNumber | None = leaf(
+    group: Text | AccountNumber | None = leaf(
         None,
         about="Group (name or number) whose members may attach.",
         example="kvm",
         unless="Replug while a guest holds the TAP",
     )
-    bridge: str | None = leaf(None, about="Bridge that it is a port of.", example="br0")
+    bridge: Text | None = leaf(None, about="Bridge that it is a port of.", example="br0")
     multi_queue: Boolean = leaf(
         False, about="Several queues, for a program that attaches more than one.", example=False, update=Update.REPLUG
     )

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import AccountNumber, Address, Integer, InterfaceAddresses, LinkName
+from kvmd.api.quantity import AccountNumber, Address, Integer, InterfaceAddresses, LinkName, Text
 from kvmd.api.resource import Claim, Ref, Reference, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import Pending
@@ -50,7 +50,7 @@ host_key = link_key
 class Route(SpecModel):
     """A route through the TUN."""
 
-    to: str = leaf(about="Destination in CIDR form.", example="10.20.0.0/16")
+    to: Text = leaf(about="Destination in CIDR form.", example="10.20.0.0/16")
     via: Address | None = leaf(None, about="Next hop; null for a route on the link itself.", example="10.9.0.2")
     metric: Integer = leaf(0, about="Metric; the kernel prefers the lower one.", example=100, ge=0, le=2**32 - 1)
 
@@ -69,13 +69,13 @@ class Spec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="tun0", update=Update.IMMUTABLE
     )
-    owner: str | AccountNumber | None = leaf(
+    owner: Text | AccountNumber | None = leaf(
         None,
         about="User (name or number) who may attach; null is root only.",
         example="root",
         unless="Replug while a process holds the TUN",
     )
-    group: str | AccountNumber | None = leaf(
+    group: Text | AccountNumber | None = leaf(
         None, about="Group whose members may attach.", example="kvm", unless="Replug while a process holds the TUN"
     )
     mtu: Integer | None = leaf(

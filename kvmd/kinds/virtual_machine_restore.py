@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmd import ops, xmlmap
+from kvmd.api.quantity import Text
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import STALLED, Condition
@@ -19,8 +20,8 @@ SHORT = "vmrestore"
 class Spec(SpecModel):
     """A way back: the machine becomes what the snapshot shows, and what came since is lost."""
 
-    virtual_machine: str = leaf(about="The VirtualMachine.", example="web", update=Update.IMMUTABLE)
-    snapshot: str = leaf(
+    virtual_machine: Text = leaf(about="The VirtualMachine.", example="web", update=Update.IMMUTABLE)
+    snapshot: Text = leaf(
         about="VirtualMachineSnapshot, or snapshot of the domain, to go back to.",
         example="web-before-upgrade",
         update=Update.IMMUTABLE,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 
 from kvmd import ops, xmlmap
 from kvmd.api.mark import Mark
-from kvmd.api.quantity import Boolean, DomainName
+from kvmd.api.quantity import Boolean, DomainName, Text
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import STALLED, Condition
@@ -42,7 +42,7 @@ class Spec(SpecModel):
     name_on_host: Annotated[DomainName, AfterValidator(_file_name)] | None = leaf(
         None, about="Name in libvirt; default metadata.name.", example="before-upgrade", update=Update.IMMUTABLE
     )
-    virtual_machine: str = leaf(about="The VirtualMachine.", example="web", update=Update.IMMUTABLE)
+    virtual_machine: Text = leaf(about="The VirtualMachine.", example="web", update=Update.IMMUTABLE)
     memory: Boolean = leaf(
         True,
         about="With the memory of the running guest, so that it goes on from there; false: its disks only, as if the "

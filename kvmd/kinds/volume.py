@@ -11,7 +11,7 @@ from pydantic import AfterValidator, model_validator
 
 from kvmd import ops
 from kvmd.api.mark import Mark
-from kvmd.api.quantity import Size, format_quantity
+from kvmd.api.quantity import Size, Text, format_quantity
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.api.status import STALLED, Condition
@@ -45,7 +45,7 @@ def _sectors(size: int) -> int:
 class Origin(SpecModel):
     """What it is made from, once."""
 
-    image: str = leaf(about="The Image.", example="debian-13", update=Update.IMMUTABLE)
+    image: Text = leaf(about="The Image.", example="debian-13", update=Update.IMMUTABLE)
     copy_mode: Literal["Overlay", "Full"] | None = leaf(
         None,
         about="Overlay: only what the guest changes is written. Full: a copy of its own. Default Overlay for qcow2, "
@@ -62,7 +62,7 @@ class Spec(SpecModel):
     name_on_host: Annotated[str, AfterValidator(_file)] | None = leaf(
         None, about="File name; default metadata.name and the format.", example="web.img", update=Update.IMMUTABLE
     )
-    pool: str = leaf(
+    pool: Text = leaf(
         "default", about="StoragePool, or pool of libvirt, that holds it.", example="default", update=Update.IMMUTABLE
     )
     format: Literal["qcow2", "raw"] = leaf(

@@ -88,6 +88,7 @@ class Secret:
     digest: str = ""
     problem: str = ""
     password: str = ""  # what stands for it in the XML of facts, where it can be a password
+    real: str = ""  # where it lies, every symbolic link followed
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Volume:
     backing_format: str = ""
     data_file: bool = False  # its data lies in another file
     mark: Mark | None = None
+    real: str = ""  # the path with every symbolic link followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class File:
     inode: int = 0
     real: str = ""  # the path with every symbolic link followed
     device: int = 0
+    binary: bool = False  # it has something in it that is no text
     replaced: str = ""  # a running guest has another file open that had this name: where that can be reached
 
 

@@ -16,6 +16,7 @@ from kvmd.identity import changed, kept
 from kvmd.observed import Fact, Key, Marked, Observed
 from kvmd.plan.look import World
 from kvmd.plan.model import Applied, Controller, Desired, Memory, Rules
+from kvmd.plan.places import Places
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -51,12 +52,14 @@ class Index:
         self._users: dict[Ref, tuple[Reference, ...]] = {}
         self._claimants: dict[Claim, tuple[Ref, ...]] = {}
         self._departing: frozenset[Ref] = frozenset()
+        self._places = Places()
 
     def world(self, desired: Desired, observed: Observed, memory: Memory) -> World:
         """The look-up tables of this cycle."""
         inputs = (desired.resources, desired.applied, observed.facts, observed.marks)
         stale = self._stale(inputs)
         self._inputs = inputs
+        self._places.take(observed.facts)
         if stale:
             self._look_again(stale)
         tables: dict[str, Mapping[Any, Any]] = {
@@ -68,6 +71,8 @@ class Index:
             "claimants": self._claimants,
             "keys": self._keys,
             "marks": observed.marks,
+            "stored": self._places.stored,
+            "spellings": self._places.spellings,
         }
         return World(
             specs=desired.resources,
@@ -185,11 +190,9 @@ class Index:
         return kept(self._users.get(target), tuple(sorted(found, key=_reference_order)))
 
     def _claimants_of(self, claim: Claim) -> tuple[Ref, ...]:
-        """Who wants what is contested: the present holder first, the others by name; nobody where it is not."""
+        """Who wants that: the present holder first, the others by name."""
         refs = self._claiming.get(claim, {})
-        if len(refs) < 2:
-            return ()
-        order = sorted(refs, key=lambda ref: (not self._holds(ref, claim), ref))
+        order = sorted(refs, key=lambda ref: (not self._holds(ref, claim), ref)) if len(refs) > 1 else refs
         return kept(self._claimants.get(claim), tuple(order))
 
     def _holds(self, ref: Ref, claim: Claim) -> bool:

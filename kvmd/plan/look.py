@@ -79,6 +79,15 @@ class Look:
         """Who claims that, in order of right: the present holder first."""
         return self._read("claimants", claim) or ()
 
+    def stored_at(self, path: str) -> Key | None:
+        """The pool with that directory, or the volume or image that lies there."""
+        found: Key | None = self._read("stored", path)
+        return found
+
+    def spellings(self, path: str) -> tuple[str, ...]:
+        """The names in specs that lead to that path."""
+        return self._read("spellings", path) or ()
+
     def key(self, ref: Ref) -> Key:
         """The fact key of another object: where it is marked, else where its spec or its name puts it."""
         marked: Key | None = self._read("keys", ref)

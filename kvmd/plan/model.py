@@ -59,7 +59,8 @@ class Applied:
 
     def of_this(self, resource: Resource) -> bool:
         """True where that very spec was applied (links keep only the first 16 digits of its hash)."""
-        return self.generation > 0 and resource.spec_hash.startswith(self.spec_hash or "-")
+        hashes = (resource.spec_hash, resource.former_hash)
+        return self.generation > 0 and any(found.startswith(self.spec_hash or "-") for found in hashes)
 
     def records(self, resource: Resource, generation: int) -> bool:
         """True where that spec, with these annotations, is what was noted as applied."""
@@ -284,6 +285,7 @@ class Rules:
     prune_minimum: int = 2
     accelerator: str = "auto"
     allowed_paths: tuple[str, ...] = ("/",)
+    own_paths: tuple[str, ...] = ("/var/lib/kvmd", "/var/cache/kvmd", "/run/kvmd")  # where kvmd keeps what is its own
     uplinks: str | tuple[str, ...] = "*"
     host_devices: tuple[str, ...] = ()  # pci:0000:01:00.0, usb:046d:c52b, or patterns of them
     images: str = "/var/lib/kvmd/images"  # the image store

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from kvmd.api import status
 from kvmd.api.resource import ANNOTATION_SUSPEND, Ref, Resource
 from kvmd.api.status import Condition
-from kvmd.errors import Blocked, KvmdError, Refused, Unsupported
+from kvmd.errors import Blocked, Conflict, KvmdError, Refused, Unsupported
 from kvmd.observed import Key, Ledger, Observed
 from kvmd.ops import (
     DomainDefine,
@@ -373,6 +373,9 @@ def _from_error(error: KvmdError) -> tuple[Condition, ...]:
             Condition(status.READY, False, "Blocked"),
             Condition(status.BLOCKED, True, "Blocked", str(error)),
         )
+    if isinstance(error, Conflict):
+        left = Condition(status.READY, False, "ClaimedTwice")
+        return (left, Condition(status.CONFLICT, True, "ClaimedTwice", str(error)))
     reason = type(error).__name__
     if isinstance(error, Refused | Unsupported):
         return (Condition(status.READY, False, reason), Condition(status.STALLED, True, reason, str(error)))

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import InterfaceAddresses, LinkName
+from kvmd.api.quantity import InterfaceAddresses, LinkName, Text
 from kvmd.api.resource import Claim, Ref, Reference, Resource, SpecModel
 from kvmd.api.schema import Update, leaf
 from kvmd.api.status import BLOCKED, DEGRADED, Condition, Pending
@@ -48,7 +48,7 @@ class StackedSpec(SpecModel):
     name_on_host: LinkName | None = leaf(
         None, about="Name of the link; default metadata.name.", example="eno1.100", update=Update.IMMUTABLE
     )
-    bridge: str | None = leaf(
+    bridge: Text | None = leaf(
         None, about="Bridge that it is a port of; write it here or among that Bridge's uplinks.", example="br0"
     )
     addresses: InterfaceAddresses = leaf((), about="Addresses in CIDR form.", example=["10.1.0.1/24"])

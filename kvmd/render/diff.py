@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kvmd.api.secrecy import shown
+from kvmd.kinds import CONTROLLERS
 from kvmd.plan.difference import Change, plain
 from kvmd.plan.model import Plan, Step
 from kvmd.render.style import PLAIN, Style
@@ -43,9 +45,10 @@ def _step(plan: Plan, step: Step) -> Iterator[str]:
 def _sides(plan: Plan, step: Step) -> tuple[list[str], list[str]]:
     item = plan.objects.get(step.ref)
     if step.action == "create" and item is not None and item.resource is not None:
-        return [], _lines(plain_data(item.resource.written))
+        return [], _lines(plain_data(shown(type(item.resource.spec), item.resource.written)))
     if step.action == "remove":
         written = item.applied.written if item is not None and item.applied is not None else {}
+        written = shown(CONTROLLERS[step.ref.kind].Spec, written)
         return _lines(plain_data(written)) or [f"# {step.ref}"], []
     return _lines(_tree(step.changes, "before")), _lines(_tree(step.changes, "after"))
 

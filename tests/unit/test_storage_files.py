@@ -65,7 +65,7 @@ def storage_of(house: Path) -> Storage:
 def seen(house: Path) -> dict[Key, Fact]:
     """All facts about that house."""
     libvirt = {Key("pool", "disks"): Pool("disks", "u", "dir", str(house / "pool"), True)}
-    return dict(storage_of(house).facts.look(libvirt, {}, ()))
+    return dict(storage_of(house).facts.look(libvirt, {}, {}, ()))
 
 
 def held(house: Path, facts: dict[Key, Fact]) -> tuple[str, ...]:

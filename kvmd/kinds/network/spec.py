@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from kvmd.api.quantity import (
     Address,
+    DnsmasqWord,
     DomainName,
     Duration,
     HostPath,
@@ -17,6 +18,7 @@ from kvmd.api.quantity import (
     Mac,
     Text,
     duration_seconds,
+    plain_for_dnsmasq,
 )
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
@@ -66,7 +68,7 @@ class Host(SpecModel):
         pattern=r"^([0-9a-fA-F]{1,2}:)+[0-9a-fA-F]{1,2}$",
     )
     ip: Address = leaf(about="The address that it gets.", example="192.168.122.10")
-    name: str | None = leaf(None, about="Host name that it gets.", example="web", pattern=DNS_NAME)
+    name: Text | None = leaf(None, about="Host name that it gets.", example="web", pattern=DNS_NAME)
     lease: Duration | None = leaf(None, about="How long it keeps it.", example="12h")
 
     @model_validator(mode="after")
@@ -82,8 +84,8 @@ class Host(SpecModel):
 class Bootp(SpecModel):
     """What a guest that boots from the network is told."""
 
-    file: Text = leaf(about="File that it loads.", example="pxelinux.0", update=Update.REPLUG, min_length=1)
-    server: Text | None = leaf(
+    file: DnsmasqWord = leaf(about="File that it loads.", example="pxelinux.0", update=Update.REPLUG, min_length=1)
+    server: DnsmasqWord | None = leaf(
         None, about="TFTP server; null is the host itself.", example="192.168.122.9", update=Update.REPLUG
     )
 
@@ -112,7 +114,7 @@ class Ip(SpecModel):
     address: InterfaceAddress = leaf(
         about="Address of the host on the bridge, in CIDR form.", example="192.168.122.1/24", update=Update.REPLUG
     )
-    tftp: HostPath | None = leaf(
+    tftp: Annotated[HostPath, AfterValidator(plain_for_dnsmasq)] | None = leaf(
         None, about="Folder that the host serves by TFTP (IPv4).", example="/srv/tftp", update=Update.REPLUG
     )
     dhcp: Dhcp = branch(factory=Dhcp, about="DHCP on this subnet.")
@@ -153,7 +155,7 @@ def _ends(network: Any) -> tuple[Any, Any]:
 class Spec(SpecModel):
     """A libvirt network."""
 
-    name_on_host: DomainName | None = leaf(
+    name_on_host: Annotated[DomainName, AfterValidator(plain_for_dnsmasq)] | None = leaf(
         None, about="Name in libvirt; default metadata.name.", example="default", update=Update.IMMUTABLE
     )
     forward: Forward = branch(factory=Forward, about="How guests reach the world.")

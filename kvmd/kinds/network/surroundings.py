@@ -6,15 +6,25 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints, model_validator
+from pydantic import AfterValidator, StringConstraints, model_validator
 
 from kvmd.api.bandwidth import Burst, Rate
-from kvmd.api.quantity import Address, Boolean, Integer, IpNetwork, Ipv4Address, LinkName, Text
+from kvmd.api.quantity import (
+    Address,
+    Boolean,
+    DnsmasqText,
+    Integer,
+    IpNetwork,
+    Ipv4Address,
+    LinkName,
+    Text,
+    plain_for_dnsmasq,
+)
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 
 DNS_NAME = r"^[a-zA-Z0-9.-]+$"  # libvirt's schema: dnsName
-HostName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
+HostName = Annotated[Text, StringConstraints(pattern=DNS_NAME)]
 
 
 def refuse_twice(values: Iterable[str | None], what: str) -> None:
@@ -92,7 +102,7 @@ class Forward(SpecModel):
 class NetworkBridge(SpecModel):
     """The bridge that libvirt makes for the network."""
 
-    name: LinkName | None = leaf(
+    name: Annotated[LinkName, AfterValidator(plain_for_dnsmasq)] | None = leaf(
         None,
         about="Name of the bridge; null lets libvirt choose virbrN. In mode bridge: the one to use.",
         example="virbr1",
@@ -111,7 +121,7 @@ class NetworkBridge(SpecModel):
 class Domain(SpecModel):
     """The DNS domain."""
 
-    name: str | None = leaf(
+    name: Text | None = leaf(
         None,
         about="DNS domain given to guests.",
         example="lab.example",
@@ -138,7 +148,7 @@ class Forwarder(SpecModel):
     address: Address | None = leaf(
         None, about="Name server; null asks those of the host.", example="9.9.9.9", update=Update.REPLUG
     )
-    domain: str | None = leaf(
+    domain: Text | None = leaf(
         None,
         about="Only for this domain; null is all.",
         example="corp.example",
@@ -163,19 +173,19 @@ class DnsHost(SpecModel):
 class DnsTxt(SpecModel):
     """A TXT record."""
 
-    name: str = leaf(about="Name.", example="release", pattern=DNS_NAME)
-    value: Text = leaf(about="Text.", example="2026-01")
+    name: Text = leaf(about="Name.", example="release", pattern=DNS_NAME)
+    value: DnsmasqText = leaf(about="Text; a comma begins another string of the record.", example="2026-01")
 
 
 class DnsSrv(SpecModel):
     """An SRV record: where a service is."""
 
-    service: str = leaf(about="Service.", example="ldap", pattern=r"^[a-zA-Z0-9_-]+$")
+    service: Text = leaf(about="Service.", example="ldap", pattern=r"^[a-zA-Z0-9_-]+$")
     protocol: Literal["tcp", "udp", "tls"] = leaf(about="Protocol.", example="tcp")
-    domain: str | None = leaf(
+    domain: Text | None = leaf(
         None, about="Domain; null is that of the network.", example="lab.example", pattern=DNS_NAME
     )
-    target: str | None = leaf(None, about="Host that offers it.", example="ldap.lab.example", pattern=DNS_NAME)
+    target: Text | None = leaf(None, about="Host that offers it.", example="ldap.lab.example", pattern=DNS_NAME)
     port: Integer | None = leaf(None, about="Its port.", example=389, ge=1, le=65535)
     priority: Integer | None = leaf(None, about="Lower ones first.", example=10, ge=1, le=65535)
     weight: Integer | None = leaf(None, about="Share among equal priorities.", example=5, ge=1, le=65535)

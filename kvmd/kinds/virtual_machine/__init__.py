@@ -186,8 +186,15 @@ def _is_asked_elsewhere(guest: Guest, changes: tuple[Change, ...], operations: t
         or install.is_over(guest.spec, guest.installing, changes)
         or _own_start(guest.resource, guest.domain, operations)
         or is_password_alone(changes)
+        or (not changes and _has_former_mark(guest))
         or all(isinstance(item, ops.DomainDetach) for item in operations)  # asked again, until the guest lets go
     )
+
+
+def _has_former_mark(guest: Guest) -> bool:
+    """True where its mark tells more of what is sensitive than marks do now: it is only written anew."""
+    mark, resource = guest.domain.mark if guest.domain is not None else None, guest.resource
+    return mark is not None and mark.spec_hash == resource.former_hash != resource.spec_hash
 
 
 def _stands(spec: Spec, config: State | None, look: Look) -> bool:

@@ -5,16 +5,16 @@ https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import HostPath, Text
+from kvmd.api.quantity import HostPath, Lines, Text
 from kvmd.api.resource import Ref, SpecModel, hash_of
 from kvmd.api.schema import Update, branch, leaf
+from kvmd.api.secrecy import digest as secret_digest
 from kvmd.kinds.virtual_machine.secret import SecretFrom, secret_credential, secret_fact, secret_file
 from kvmd.observed import File, Key
 from kvmd.plan.look import Look
@@ -32,7 +32,7 @@ class UserDataFrom(SecretFrom):
 class CloudInit(SpecModel):
     """What cloud-init in the guest is told."""
 
-    user_data: Text | None = leaf(
+    user_data: Lines | None = leaf(
         None,
         about="User data, as cloud-init reads it.",
         example="#cloud-config\npackages: [nginx]\n",
@@ -45,12 +45,14 @@ class CloudInit(SpecModel):
         about="More of meta-data; instance-id and local-hostname are kvmd's where they are not written.",
         example={"local-hostname": "web"},
         update=Update.NEXT_BOOT,
+        sensitive=True,
     )
     network_config: dict[str, Any] | None = leaf(
         None,
         about="network-config, version 1 or 2; null leaves the network to the guest.",
         example={"version": 2, "ethernets": {"eth0": {"dhcp4": True}}},
         update=Update.NEXT_BOOT,
+        sensitive=True,
     )
     on_change: Literal["Ignore", "NextBoot", "Rerun"] = leaf(
         "NextBoot",
@@ -82,7 +84,10 @@ def seed_of(ref: Ref, spec: CloudInit, uuid: str, present: str | None, look: Loo
     basis = [digest, spec.meta_data, spec.network_config]
     rerun = f"-{hash_of(basis)[:12]}" if spec.on_change == "Rerun" else ""
     meta = {"instance-id": f"{uuid}{rerun}", "local-hostname": ref.name, **spec.meta_data}
-    name = f"{ref.name}-{hash_of([*basis, meta])[:16]}.iso"
+    former = f"{look.rules.seeds}/{ref.name}-{hash_of([*basis, meta])[:16]}.iso"
+    if present == former and _is_there(former, look):
+        return Seed(former)  # made before digests had a key
+    name = f"{ref.name}-{secret_digest([*basis, meta])[:16]}.iso"
     path = f"{look.rules.seeds}/{name}"
     if _is_there(path, look):
         return Seed(path)
@@ -100,11 +105,3 @@ def _digest(ref: Ref, spec: CloudInit, look: Look) -> str:
     if spec.user_data_from is None:
         return hash_of(spec.user_data or "")
     return secret_fact(ref, spec.user_data_from, look).digest
-
-
-def redacted(written: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The spec as written without its user data: libvirt shows metadata to everybody who may read."""
-    cloud_init = written.get("cloudInit")
-    if not isinstance(cloud_init, Mapping) or not cloud_init.get("userData"):
-        return written
-    return {**written, "cloudInit": {**cloud_init, "userData": f"(sha256:{hash_of(cloud_init['userData'])[:16]})"}}

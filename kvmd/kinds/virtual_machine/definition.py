@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.kinds.virtual_machine import document, graphics, install
-from kvmd.kinds.virtual_machine.cloud_init import redacted
 from kvmd.kinds.virtual_machine.guest import Guest
 from kvmd.kinds.virtual_machine.ownership import owned_changes
 from kvmd.plan import leaving
@@ -63,5 +62,4 @@ def _mark(guest: Guest, before: Mark | None, look: Look) -> Mark:
     run = guest.domain.run if guest.domain is not None else ""
     left = leaving.note(run, before, guest.resource, guest.applied)
     resolved = {**guest.want.resolved, **left}
-    mark = Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(resolved)
-    return replace(mark, written=redacted(mark.written))
+    return Mark.of(guest.resource, look.rules.owner, guest.uuid, before).with_resolved(resolved)

@@ -20,8 +20,8 @@ class Media(SpecModel):
     """What lies in the tray of a CD-ROM: exactly one."""
 
     path: HostPath | None = leaf(None, about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
-    image: str | None = leaf(None, about="An Image.", example="debian-netinst")
-    volume: str | None = leaf(None, about="A Volume.", example="tools")
+    image: Text | None = leaf(None, about="An Image.", example="debian-netinst")
+    volume: Text | None = leaf(None, about="A Volume.", example="tools")
     url: Url | None = leaf(
         None,
         about="ISO file on a server: http, https, ftp, ftps, tftp, ssh, nfs, nbd, iscsi or rbd.",
@@ -68,13 +68,13 @@ class Disk(SpecModel):
         example="/var/lib/libvirt/images/root.qcow2",
         unless="NextBoot for the file under a disk that is plugged in",
     )
-    volume: str | None = leaf(
+    volume: Text | None = leaf(
         None,
         about="Volume, for a disk.",
         example="web-root",
         unless="NextBoot for the volume under a disk that is plugged in",
     )
-    image: str | None = leaf(
+    image: Text | None = leaf(
         None,
         about="Image, for a disk that is only read.",
         example="golden",

@@ -11,13 +11,14 @@ from kvmd.errors import Refused
 from kvmd.kinds.virtual_machine import host_devices, install, power, snapshots
 from kvmd.kinds.virtual_machine.domain import Known, State, read
 from kvmd.kinds.virtual_machine.origins import Origins, prepare, resolves
+from kvmd.kinds.virtual_machine.same_file import refuse_same_files
 from kvmd.kinds.virtual_machine.spec import Spec
-from kvmd.kinds.virtual_machine.waits import consoles_of, files_of, folders_of, refuse_odd_consoles
+from kvmd.kinds.virtual_machine.waits import consoles_of, files_of, folders_of, refuse_odd_consoles, written_by
 from kvmd.kinds.virtual_machine.want import Wanted, known_devices, wanted
 from kvmd.observed import Domain, Ledger
 from kvmd.plan.look import Look
 from kvmd.plan.model import Applied, ObjectMemory
-from kvmd.plan.paths import refuse_outside
+from kvmd.plan.paths import refuse_around_own, refuse_outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,12 @@ def guest_of(ref: Ref, look: Look) -> Guest:
     spec = install.with_installer(resource.spec, installing)
     resource = resource.in_words_of(spec)
     refuse_outside(ref, _named(spec), look)
+    refuse_outside(ref, written_by(spec), look, changes=True)
+    for folder in folders_of(spec):
+        refuse_around_own(ref, folder, look)
     host_devices.refuse_forbidden(ref, spec.host_devices, look)
     refuse_odd_consoles(ref, spec, look)
+    refuse_same_files(ref, spec, domain, look)
     root = xmlmap.parse(domain.config) if domain is not None and domain.config else None
     # Names of devices need the files of the spec; a file that nobody knows stays what the definition has.
     unresolved = read(root, Known()) if root is not None and resolves(spec) else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from kvmd import ops
-from kvmd.api.quantity import HostPath
+from kvmd.api.quantity import HostPath, Text
 from kvmd.api.resource import Ref, SpecModel
 from kvmd.api.schema import branch, leaf
 from kvmd.api.status import DEGRADED, RECONCILING, STALLED, Condition
@@ -34,7 +34,7 @@ class InstallFrom(SpecModel):
     """The installer: an ISO, a kernel, or a kernel with the ISO that it reads."""
 
     path: HostPath | None = leaf(None, about="ISO file on the host.", example="/var/lib/libvirt/images/debian.iso")
-    image: str | None = leaf(None, about="An Image.", example="debian-netinst")
+    image: Text | None = leaf(None, about="An Image.", example="debian-netinst")
     url: Url | None = leaf(
         None, about="ISO file on a server, as of a CD-ROM.", example="https://mirror.example/debian.iso"
     )

@@ -13,9 +13,9 @@ class BootFile(SpecModel):
     """A kernel or initial RAM disk on the host."""
 
     path: HostPath | None = leaf(
-        None, about="File on the host.", example="/var/lib/kvmd/images/vmlinuz", update=Update.NEXT_BOOT
+        None, about="File on the host.", example="/var/lib/kvmd/boot/vmlinuz", update=Update.NEXT_BOOT
     )
-    image: str | None = leaf(None, about="An Image.", example="vmlinuz", update=Update.NEXT_BOOT)
+    image: Text | None = leaf(None, about="An Image.", example="vmlinuz", update=Update.NEXT_BOOT)
 
     @model_validator(mode="after")
     def _agree(self) -> BootFile:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, LinkName, Mac
+from kvmd.api.quantity import DeviceName, Integer, Ipv4Address, LinkName, Mac, Text
 from kvmd.api.resource import SpecModel
 from kvmd.api.schema import Update, branch, leaf
 from kvmd.kinds.virtual_machine.bandwidth import Bandwidth
@@ -66,19 +66,19 @@ class Interface(SpecModel):
     """A NIC; its name is its identity; exactly one attachment."""
 
     name: DeviceName = leaf(about="Name of the NIC within the machine.", example="net0", update=Update.IMMUTABLE)
-    network: str | None = leaf(
+    network: Text | None = leaf(
         None, about="Network that it is attached to.", example="default", unless="NextBoot to or from tap and user"
     )
-    portgroup: str | None = leaf(
+    portgroup: Text | None = leaf(
         None,
         about="Portgroup of that network, whose limits it gets when it is plugged in; default the network's default.",
         example="fast",
         unless="NextBoot to or from tap and user",
     )
-    bridge: str | None = leaf(
+    bridge: Text | None = leaf(
         None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"
     )
-    tap: str | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
+    tap: Text | None = leaf(None, about="Tap that it is attached to.", example="tap1", update=Update.NEXT_BOOT)
     user: UserNetwork | None = branch(None, about="User-mode networking: no ICMP, no way in but portForward.")
     direct: Direct | None = branch(None, about="macvtap on a link of the host.")
     mac: Mac | None = leaf(

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import AfterValidator
 
 from kvmd import xmlmap
+from kvmd.api.quantity import Text
 from kvmd.xmlmap import Element, Place
 
 # The default port of each protocol; None: it has none, or libvirt has no place for one.
@@ -128,7 +129,7 @@ def _canonical(text: str) -> str:
     return str(parse(text))
 
 
-Url = Annotated[str, AfterValidator(_canonical)]
+Url = Annotated[Text, AfterValidator(_canonical)]
 
 
 def is_url(source: str | None) -> bool:

@@ -12,8 +12,7 @@ from kvmd.api.schema import Update, leaf
 from kvmd.errors import Blocked, Refused
 from kvmd.observed import Key, Secret
 from kvmd.plan.look import Look
-
-SECRETS = "/etc/kvmd/secrets"
+from kvmd.plan.paths import SECRETS, is_below, may_be_named, refuse_own
 
 
 def secret_file(example: str, update: Update = Update.LIVE, unless: str = "") -> Any:
@@ -60,7 +59,8 @@ class SecretFrom(SpecModel):
 def refuse_elsewhere(ref: Ref, path: str, look: Look) -> None:
     """Raise Refused for a file that a spec may not name as a secret."""
     roots = (SECRETS, *look.rules.allowed_paths)
-    if not any(path.startswith(root.rstrip("/") + "/") for root in roots):
+    refuse_own(ref, path, look)
+    if not may_be_named(path, roots):
         raise Refused(
             f"{ref}: {path} lies outside of {', '.join(roots)}",
             hint=f"move it to {SECRETS}, or extend policy.allowedPaths in kvmd.yaml",
@@ -72,6 +72,8 @@ def secret_fact(ref: Ref, source: SecretFrom, look: Look) -> Secret:
     if source.file:
         refuse_elsewhere(ref, source.file, look)
     fact = look.fact(Key("secret", source.secret))
+    if source.file and isinstance(fact, Secret) and fact.real and not is_below(source.file, SECRETS):
+        refuse_elsewhere(ref, fact.real, look)  # only an administrator makes links in SECRETS
     if not isinstance(fact, Secret) or fact.problem:
         why = fact.problem if isinstance(fact, Secret) else "not read yet"
         raise Blocked(f"{ref}: {source.secret}: {why}", hint="put it there; it is looked at every few seconds")

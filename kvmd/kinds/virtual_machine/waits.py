@@ -49,6 +49,12 @@ def consoles_of(spec: Spec) -> tuple[str, ...]:
     return tuple(serial.file for serial in spec.serials if serial.file)
 
 
+def written_by(spec: Spec) -> tuple[str, ...]:
+    """Every file and folder that the guest, or what it prints, changes."""
+    disks = tuple(disk.path for disk in spec.disks if disk.path and not disk.read_only)
+    return (*consoles_of(spec), *disks, *folders_of(spec))
+
+
 def refuse_odd_consoles(ref: Ref, spec: Spec, look: Look) -> None:
     """Raise Refused for a console file that is no plain file: libvirt truncates it at each start."""
     for path in consoles_of(spec):
