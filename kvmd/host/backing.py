@@ -50,12 +50,15 @@ def source_of(disk: ElementTree.Element) -> tuple[str, str]:
 
 
 def overlays_on(path: str, folders: Iterable[str], *, to_the_bottom: bool = False) -> list[str]:
-    """The files in these folders, and in its own, that stand on it, directly or through others, by any name."""
+    """The files in these folders, and in its own, that stand on it, directly or through others, by any name.
+
+    Raises OSError where a folder is there and cannot be read: nobody knows then what stands on the file.
+    """
     real, found = os.path.realpath(path), []
     for folder in {*folders, os.path.dirname(path)}:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(folder):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError):
                     if entry.is_file(follow_symlinks=False) and _stands_on(entry.path, real, to_the_bottom):
                         found.append(entry.path)
     return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 from kvmd.host.disk_header import read_header
 
 LONGEST_CHAIN = 32
+_UNREADABLE = frozenset({errno.EIO, errno.ESTALE})  # a broken disk, a server of NFS that is gone
 _JSON = "json:"
 _PROTOCOLS = ("file:", "host_device:")  # of files of this host; what else has one is on the network
 
@@ -20,13 +22,18 @@ def real_bases(path: str, said: str = "") -> frozenset[str]:
 
 
 def all_under(path: str, said: str = "") -> Iterator[str]:
-    """Every file under that one, to the bottom of its chain; under one that is *said* to be raw there is none."""
+    """Every file under that one, to the bottom of its chain; under one that is *said* to be raw there is none.
+
+    Raises OSError where a file of the chain is there and cannot be read; one that is not there ends the chain.
+    """
     waiting, seen = [(path, said)], {path}
     while waiting:
         here, said = waiting.pop()
         try:
             header = read_header(os.path.realpath(here), 0, said)
-        except OSError:
+        except OSError as error:
+            if error.errno in _UNREADABLE:
+                raise
             continue
         for base in bases_of(here, header.backing):
             if base not in seen and len(seen) <= LONGEST_CHAIN:

@@ -218,7 +218,11 @@ class StorageActs:
         users, folders = self._libvirt.call(operation, lambda c: (domains_standing_on(c, path), pool_paths(c)))
         if users:
             raise Blocked(f"{what}: used by {', '.join(users[:4])}", hint=f"see: virsh domblklist {users[0]}")
-        overlays = overlays_on(path, folders, to_the_bottom=True)
+        try:
+            overlays = overlays_on(path, folders, to_the_bottom=True)
+        except OSError as error:
+            text = f"{what}: {error.filename} cannot be read ({error.strerror}), and may have what stands on it"
+            raise Blocked(text, hint=f"mend that, and see: ls {error.filename}") from error
         if overlays:
             raise Blocked(f"{what}: {', '.join(overlays[:4])} stands on it", hint="remove or flatten that first")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -15,7 +16,7 @@ pytest.importorskip("libvirt")
 from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
-from kvmd.host import backing, storage_acts, storage_facts
+from kvmd.host import backing, bases, storage_acts, storage_facts
 from kvmd.host.backing import overlays_on
 from kvmd.host.bases import all_under
 from kvmd.host.disk_header import read_header
@@ -247,3 +248,27 @@ def test_a_volume_that_was_on_its_way_to_the_trash_is_there_or_still_marked(
         )
     (moved,) = (house / "pool" / ".kvmd-trash").iterdir()
     assert unmarked == [str(moved)] and not path.exists()
+
+
+@pytest.mark.parametrize("broken", ["folder", "file"])
+def test_nothing_is_removed_while_what_may_stand_on_it_cannot_be_read(
+    house: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool on a dead server or disk is no empty pool."""
+    on = str(overlay(house / "pool" / "web.qcow2", str(house / "images" / "base.qcow2")))
+    real_scan, real_header = os.scandir, read_header
+
+    def scan(path: str) -> Any:
+        if broken == "folder" and path == str(house / "pool"):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return real_scan(path)
+
+    def header(path: str, size: int, said: str = "") -> Any:
+        if broken == "file" and path == on:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real_header(path, size, said)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(bases, "read_header", header)
+    with pytest.raises(OSError, match=r"Stale|Input"):
+        overlays_on(str(house / "images" / "base.qcow2"), [str(house / "pool")], to_the_bottom=True)
