@@ -8,7 +8,7 @@ from dataclasses import replace
 from kvmd import ops
 from kvmd.api.mark import Mark, find_in
 from kvmd.errors import Stale
-from kvmd.host.backing import put_over
+from kvmd.host.storage.backing import put_over
 from kvmd.observed import Domain, Fact, Key, Overlay, Snapshot
 from kvmd.xmlmap import Element, parse, serialise
 
@@ -61,7 +61,7 @@ def _domain(facts: MutableMapping[Key, Fact], domain: Domain) -> Domain:
 def _take(facts: MutableMapping[Key, Fact], operation: ops.SnapshotTake, domain: Domain) -> Snapshot:
     root = parse(operation.xml)
     memory = isinstance(operation, ops.SnapshotTakeWithMemory)
-    if domain.active != memory and not (domain.active and operation.external):  # as kvmd.host.snapshot_acts does
+    if domain.active != memory and not (domain.active and operation.external):  # as libvirtd.snapshot_acts does
         raise Stale(f"domain {domain.name} has been started or switched off since the plan")
     overlays = []
     for disk in root.findall("disks/disk[@snapshot='external']"):

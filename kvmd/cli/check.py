@@ -18,7 +18,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "info": "dim"}
 def check_command(context: Context, output: str, connect: str | None) -> int:
     """Check the kernel modules, devices, QEMU, libvirt and network of this host."""
     settings = context.settings(libvirt__uri=connect)
-    from kvmd.host.preflight import run_checks
+    from kvmd.host.preflight.rows import run_checks
 
     checks = run_checks(settings.libvirt.uri)
     bad = [check for check in checks if check.status == "fail"]

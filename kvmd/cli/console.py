@@ -28,7 +28,7 @@ def console_command(context: Context, words: tuple[str, ...], connect: str | Non
         # a console is most wanted when something is wrong: it works without the daemon
         if failure.code not in (EXIT_UNREACHABLE, EXIT_NOT_FOUND):
             raise
-    from kvmd.host.console import NoSuchDomain, attach
+    from kvmd.host.libvirtd.console import NoSuchDomain, attach
 
     if sys.stdin.isatty():
         message(f"Console of {name}; leave with ^] (with ^C where it is written to a file).")

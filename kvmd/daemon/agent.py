@@ -14,7 +14,7 @@ from kvmd.daemon.assembly import Assembly
 from kvmd.daemon.request import PATIENCE_SECONDS, Request
 from kvmd.engine.facade import Answer, Event
 from kvmd.engine.reconciler import Report
-from kvmd.host.stats import DomainStats
+from kvmd.host.libvirtd.stats import DomainStats
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds.virtual_machine.spec import Spec as VirtualMachineSpec
 from kvmd.observed import Domain

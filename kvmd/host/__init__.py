@@ -13,30 +13,30 @@ from types import MappingProxyType
 
 from kvmd import ops
 from kvmd.errors import KvmdError
-from kvmd.host.checkpoint import Checkpoints
+from kvmd.host.checkpoint.guarded import Checkpoints
 from kvmd.host.errands import Errands
 from kvmd.host.files import Files
-from kvmd.host.forwarding import ForwardingFacts
-from kvmd.host.guest_words import AgentWords
+from kvmd.host.forwarding.facts import ForwardingFacts
+from kvmd.host.forwarding.rule_hold import release
 from kvmd.host.helpers import lacking
-from kvmd.host.image_store import ImageStore
-from kvmd.host.leases import LeaseFiles
 from kvmd.host.ledger import LedgerFile
-from kvmd.host.libvirt_acts import LibvirtActs
-from kvmd.host.libvirt_connection import Recorder
-from kvmd.host.libvirt_facts import LibvirtFacts
-from kvmd.host.libvirt_reader import Capabilities
-from kvmd.host.link_managers import LinkManagers
-from kvmd.host.link_monitor import LinkMonitor
-from kvmd.host.links import Links
+from kvmd.host.libvirtd.acts import LibvirtActs
+from kvmd.host.libvirtd.connection import Recorder
+from kvmd.host.libvirtd.facts import LibvirtFacts
+from kvmd.host.libvirtd.guest_words import AgentWords
+from kvmd.host.libvirtd.leases import LeaseFiles
+from kvmd.host.libvirtd.reader import Capabilities
+from kvmd.host.links.kernel import Links
+from kvmd.host.links.managers import LinkManagers
+from kvmd.host.links.monitor import LinkMonitor
+from kvmd.host.links.ports import ports_of
 from kvmd.host.marks import marks_of
-from kvmd.host.opened import Opened
-from kvmd.host.port_facts import ports_of
-from kvmd.host.preflight import lacking_links, usable_kvm
-from kvmd.host.rule_hold import release
-from kvmd.host.seeds import Seeds
-from kvmd.host.storage_acts import Storage, StorageActs
-from kvmd.host.storage_facts import StorageFacts
+from kvmd.host.preflight.rows import lacking_links, usable_kvm
+from kvmd.host.storage.acts import Storage, StorageActs
+from kvmd.host.storage.facts import StorageFacts
+from kvmd.host.storage.images import ImageStore
+from kvmd.host.storage.opened import Opened
+from kvmd.host.storage.seeds import Seeds
 from kvmd.observed import HOST, Key, Link, Observed, Ports
 from kvmd.observed import Host as HostFact
 from kvmd.settings import Settings

@@ -7,7 +7,7 @@ import os
 import stat
 
 from kvmd.errors import Retry
-from kvmd.host.passwords import hide
+from kvmd.host.libvirtd.passwords import hide
 from kvmd.host.plain_files import read_plain
 from kvmd.observed import Secret
 

@@ -78,7 +78,7 @@ def wished(table: Sequence[Setting], written: Written) -> Numbers:
 def differing(table: Sequence[Setting], written: Written, seen: Numbers) -> Iterator[tuple[Setting, int, int]]:
     """Each setting of ours that is otherwise, what it is and what it should be.
 
-    What the kernel does not show now is no difference (kvmd.host.bridge_attributes says when).
+    What the kernel does not show now is no difference (kvmd.host.links.bridge_attributes says when).
     """
     found = dict(seen)
     for setting in table:

@@ -23,9 +23,9 @@ from guest import ARGS, guest_files  # noqa: E402
 from hermetic import Agent, Hermetic, wait_until  # noqa: E402
 from small import link  # noqa: E402
 
-from kvmd.host import link_messages as encode  # noqa: E402
-from kvmd.host.links import Links  # noqa: E402
-from kvmd.host.rtnetlink import Namespace, RouteSocket  # noqa: E402
+from kvmd.host.links import messages as encode  # noqa: E402
+from kvmd.host.links.kernel import Links  # noqa: E402
+from kvmd.host.links.rtnetlink import Namespace, RouteSocket  # noqa: E402
 from kvmd.observed import Key  # noqa: E402
 
 GUESTS = {"one": "10.77.0.11", "two": "10.77.0.12"}

@@ -19,8 +19,8 @@ from kvmd.api.resource import Ref, Resource
 from kvmd.engine.executor import Outcome
 from kvmd.engine.reconciler import _jobs
 from kvmd.errors import Refused
-from kvmd.host.links import Links
-from kvmd.host.preflight import lacking_links
+from kvmd.host.links.kernel import Links
+from kvmd.host.preflight.rows import lacking_links
 from kvmd.observed import Link, Observed
 from kvmd.plan.model import Plan, Rules
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvmd.host.rtnetlink import Failure, Request, RouteSocket
+from kvmd.host.links.rtnetlink import Failure, Request, RouteSocket
 
 
 class Counted:

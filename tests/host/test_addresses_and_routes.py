@@ -90,7 +90,7 @@ def test_the_way_back_is_that_of_an_address_of_the_guests(world: World) -> None:
         lines += [f"ip link add {bridge} type bridge", f"ip link set {bridge} up"]
         lines += [f"ip addr add {address} dev {bridge}"]
     world.net.shell("; ".join([*lines, "ip route add 10.9.4.64/26 via 192.0.2.2"]))
-    asked = f"from kvmd.host.forwarding import _astray; print([f for b in {bridges} for f in _astray(b)])"
+    asked = f"from kvmd.host.forwarding.facts import _astray; print([f for b in {bridges} for f in _astray(b)])"
     assert ast.literal_eval(world.net.run(sys.executable, "-c", asked)) == [("br4", "v0")]
 
 

@@ -16,8 +16,8 @@ from kvmd.api import bridge_settings
 from kvmd.api.resource import Ref
 from kvmd.daemon.assembly import Assembly, assemble
 from kvmd.daemon.importing import import_object
-from kvmd.host.links import Links
-from kvmd.host.preflight import lacking_links
+from kvmd.host.links.kernel import Links
+from kvmd.host.preflight.rows import lacking_links
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import Key
 from kvmd.plan.model import Rules

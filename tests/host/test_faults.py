@@ -16,7 +16,7 @@ from small import vm, wipe
 from test_storage import image, pool, status, volume
 
 from kvmd.errors import Retry
-from kvmd.host import qemu_img, reach
+from kvmd.host.storage import qemu_img, reach
 
 pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 MEGABYTE = 1 << 20

@@ -14,7 +14,7 @@ import pytest
 
 from kvmd import ops
 from kvmd.errors import Retry
-from kvmd.host import servers, tftp
+from kvmd.host.storage import servers, tftp
 
 
 @contextmanager

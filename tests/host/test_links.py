@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from netns import NetNamespace, namespace
 
 from kvmd.errors import KvmdError, Refused, Retry, Stale, Unsupported
-from kvmd.host.link_errors import explain
-from kvmd.host.links import Links
-from kvmd.host.rtnetlink import Namespace
+from kvmd.host.links.errors import explain
+from kvmd.host.links.kernel import Links
+from kvmd.host.links.rtnetlink import Namespace
 from kvmd.observed import Key, Link, Route
 from kvmd.ops import (
     AddressAdd,

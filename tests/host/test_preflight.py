@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.host import preflight_software
-from kvmd.host.preflight import Check, run_checks, usable_kvm
-from kvmd.host.preflight_kernel import has_module, links
-from kvmd.host.preflight_tools import PROBE, output_of, probe
+from kvmd.host.preflight import software as preflight_software
+from kvmd.host.preflight.kernel import has_module, links
+from kvmd.host.preflight.rows import Check, run_checks, usable_kvm
+from kvmd.host.preflight.tools import PROBE, output_of, probe
 
 NOWHERE = "qemu+unix:///system?socket=/nonexistent/libvirt-sock"
 

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from netns import NetNamespace, namespace
 
 from kvmd.errors import BackendUnavailable
-from kvmd.host import link_messages as encode
-from kvmd.host.link_facts import LINK_DUMP, LinkMemo, Memo, name_of, parse_address, parse_route
-from kvmd.host.link_monitor import LinkMonitor
-from kvmd.host.rtnetlink import GETLINK, Namespace, RouteSocket, attributes, failure_of, messages, spans
+from kvmd.host.links import messages as encode
+from kvmd.host.links.facts import LINK_DUMP, LinkMemo, Memo, name_of, parse_address, parse_route
+from kvmd.host.links.monitor import LinkMonitor
+from kvmd.host.links.rtnetlink import GETLINK, Namespace, RouteSocket, attributes, failure_of, messages, spans
 
 pytestmark = [
     pytest.mark.root,

@@ -18,7 +18,7 @@ from kernel_loop import FOREIGN, LENT, KernelLoop, crowded, look, until_equal
 from mortal import dies_before
 from netns import NetNamespace
 
-import kvmd.host.links
+import kvmd.host.links.kernel
 from kvmd.engine.records import applied_of
 
 NETWORKS = int(os.environ.get("KVMD_TEST_NETWORKS", "50"))
@@ -79,7 +79,7 @@ def check(net: NetNamespace, before: list[Any], number: int, names: frozenset[st
 
 
 def test_no_link_address_or_route_of_others_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvmd.host.links, "BRIDGE_DELETE_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(kvmd.host.links.kernel, "BRIDGE_DELETE_PAUSE_SECONDS", 0.0)
     print(f"KVMD_TEST_SEED={SEED}")
     made, refusals = 0, set()  # type: int, set[str]
     with crowded() as net:
@@ -124,7 +124,7 @@ def test_killed_at_any_boundary_nothing_is_unmarked_and_the_next_run_converges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before each batch and each ioctl (in a campaign; else each other one) of making, changing and removing."""
-    monkeypatch.setattr(kvmd.host.links, "BRIDGE_DELETE_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(kvmd.host.links.kernel, "BRIDGE_DELETE_PAUSE_SECONDS", 0.0)
     ways = [decoded([]), decoded(EVERYTHING), decoded(CHANGED), decoded([])]
     kills = 0
     with crowded() as net:

@@ -10,8 +10,8 @@ from hermetic import Agent, wait_until
 from netns import NetNamespace, namespace
 from small import link
 
-from kvmd.host.links import Links
-from kvmd.host.preflight import lacking_links
+from kvmd.host.links.kernel import Links
+from kvmd.host.preflight.rows import lacking_links
 from kvmd.observed import Key, Link, Stacked
 from kvmd.ops import LinkSet, VlanCreate, VxlanCreate
 

@@ -27,11 +27,11 @@ from uplink import Cable, back_again, cable, onto_bridge, run
 
 from kvmd.daemon.assembly import Assembly, assemble
 from kvmd.errors import Refused, Retry
-from kvmd.host import watchdog_start
-from kvmd.host.checkpoint import Checkpoints
-from kvmd.host.checkpoint_file import ROLLED_BACK, CheckpointFiles, Entry
-from kvmd.host.links import Links
-from kvmd.host.watchdog_start import Watchdog
+from kvmd.host.checkpoint import watchdog_start
+from kvmd.host.checkpoint.guarded import Checkpoints
+from kvmd.host.checkpoint.journal import ROLLED_BACK, CheckpointFiles, Entry
+from kvmd.host.checkpoint.watchdog_start import Watchdog
+from kvmd.host.links.kernel import Links
 from kvmd.observed import Checkpoint, Key
 from kvmd.ops import Guarded, LinkDelete
 from kvmd.settings import Settings

@@ -14,7 +14,7 @@ from typing import Self
 
 from netns import NetNamespace
 
-from kvmd.host.rtnetlink import Namespace
+from kvmd.host.links.rtnetlink import Namespace
 
 A_SECOND = 1000  # probes, and pieces of a stream
 _SO_RCVBUFFORCE = 33

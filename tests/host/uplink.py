@@ -19,9 +19,9 @@ from typing import Any
 
 from netns import NetNamespace, namespace
 
-from kvmd.host.checkpoint import Checkpoints
-from kvmd.host.links import Links
-from kvmd.host.rtnetlink import Failure, Request
+from kvmd.host.checkpoint.guarded import Checkpoints
+from kvmd.host.links.kernel import Links
+from kvmd.host.links.rtnetlink import Failure, Request
 from kvmd.ops import AddressesMove, BridgeCreate, Guarded, LinkSet
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 from casework import Situation
 
 from kvmd import ops
-from kvmd.host.backing import chain_of, overlays_on
+from kvmd.host.storage.backing import chain_of, overlays_on
 from kvmd.xmlmap import parse
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -15,7 +15,7 @@ from generators import decoded, document
 from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref, Resource
-from kvmd.host.leases import LeaseFiles
+from kvmd.host.libvirtd.leases import LeaseFiles
 from kvmd.kinds import CONTROLLERS
 from kvmd.observed import HOST, Domain, Host, Key, Lease, Observed
 from kvmd.plan import planner

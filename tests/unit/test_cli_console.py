@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-console = pytest.importorskip("kvmd.host.console", reason="the libvirt bindings are not installed")
+console = pytest.importorskip("kvmd.host.libvirtd.console", reason="the libvirt bindings are not installed")
 
 FILE = "<domain><devices><serial type='file'><source path='/log'/></serial></devices></domain>"
 BOTH = "<domain><devices><serial type='file'><source path='/log'/></serial><serial type='pty'/></devices></domain>"

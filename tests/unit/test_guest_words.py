@@ -11,7 +11,7 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
-from kvmd.host import guest_words  # noqa: E402
+from kvmd.host.libvirtd import guest_words  # noqa: E402
 from kvmd.observed import Domain, Key  # noqa: E402
 from kvmd.settings import Libvirt  # noqa: E402
 

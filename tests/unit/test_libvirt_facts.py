@@ -11,11 +11,12 @@ import pytest
 
 pytest.importorskip("libvirt")
 
-from kvmd.host import libvirt_facts, libvirt_reader
-from kvmd.host.libvirt_facts import LibvirtFacts
-from kvmd.host.libvirt_reader import Capabilities, Stale
-from kvmd.host.port_facts import ports_of
-from kvmd.host.stuck import Reading
+from kvmd.host.libvirtd import facts as libvirt_facts
+from kvmd.host.libvirtd import reader as libvirt_reader
+from kvmd.host.libvirtd.facts import LibvirtFacts
+from kvmd.host.libvirtd.reader import Capabilities, Stale
+from kvmd.host.libvirtd.stuck import Reading
+from kvmd.host.links.ports import ports_of
 from kvmd.observed import Key, Link, Ports
 from kvmd.settings import Libvirt
 

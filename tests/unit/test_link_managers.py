@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.host.link_managers import LinkManagers
+from kvmd.host.links.managers import LinkManagers
 from kvmd.observed import Key, Link, LinkManager
 
 NIC = {Key("link", "eno1"): Link("eno1", 7, "")}

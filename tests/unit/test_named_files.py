@@ -10,10 +10,10 @@ import pytest
 from kvmd import ops
 from kvmd.api.resource import Ref
 from kvmd.errors import Refused, Retry
-from kvmd.host import fetchers, transfer
 from kvmd.host.files import Files
 from kvmd.host.plain_files import MOST_BYTES, read_plain
 from kvmd.host.secrets import password_in, read_secret
+from kvmd.host.storage import fetchers, transfer
 from kvmd.kinds import CONTROLLERS
 from kvmd.kinds.virtual_machine.secret import SecretFrom, secret_fact
 from kvmd.observed import File, Key, Observed, Secret

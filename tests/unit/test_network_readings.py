@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmd.host import forwarding
-from kvmd.host.leases import LeaseFiles, parsed
-from kvmd.host.rule_hold import MARK, copies, nft_copies
+from kvmd.host.forwarding import facts as forwarding
+from kvmd.host.forwarding.rule_hold import MARK, copies, nft_copies
+from kvmd.host.libvirtd.leases import LeaseFiles, parsed
 from kvmd.kinds.network import Spec, describe
 from kvmd.observed import Key, Lease, Network, Observed
 
@@ -112,8 +112,8 @@ def test_a_flushed_table_of_nft_is_made_as_libvirt_made_it() -> None:
     script = """
 import subprocess
 from kvmd import ops
-from kvmd.host import forwarding
-from kvmd.host.repair import repair
+from kvmd.host.forwarding import facts as forwarding
+from kvmd.host.forwarding.repair import repair
 assert forwarding.read((), "").backend == "iptables" and forwarding.read((), "nftables").backend == "nftables"
 repair(ops.NetworkRepair("lab", "", table=True), None)
 listed = subprocess.run(["nft", "-s", "list", "table", "ip", "libvirt_network"], capture_output=True, text=True)
@@ -152,7 +152,7 @@ def test_the_rules_of_nft_are_held_and_released() -> None:
     """On the real thing: the table as libvirt 11 makes it, the copies in it, and the table as before."""
     script = """
 import subprocess, sys
-from kvmd.host.rule_hold import held
+from kvmd.host.forwarding.rule_hold import held
 def listed():
     return subprocess.run(["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
 subprocess.run(["nft", "-f", "-"], input=sys.stdin.read(), text=True, check=True)

@@ -96,7 +96,7 @@ def test_the_login_of_ceph(tmp_path: Path) -> None:
     assert dict(secret.attrib) == {"type": "ceph", "usage": "kvmd:%2Fetc%2Fkvmd%2Fsecrets%2Fceph"}
     key = tmp_path / "key"
     key.write_text("AQBjZXBoeC1rZXk=\n")
-    keys = pytest.importorskip("kvmd.host.disk_keys")
+    keys = pytest.importorskip("kvmd.host.libvirtd.disk_keys")
     assert keys.value_of("ceph", str(key)) == b"\x01\x00cephx-key"
     judge("secret", keys.definition("ceph", str(key), "c0ffee00-0000-4000-8000-000000000001"))
     key.write_text("not a key!\n")

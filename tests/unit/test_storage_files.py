@@ -16,17 +16,19 @@ pytest.importorskip("libvirt")
 from kvmd import ops
 from kvmd.api.mark import Mark
 from kvmd.api.resource import Ref
-from kvmd.host import backing, bases, storage_acts, storage_facts
-from kvmd.host.backing import overlays_on
-from kvmd.host.bases import all_under
-from kvmd.host.disk_header import read_header
 from kvmd.host.errands import Errands
-from kvmd.host.image_store import ImageStore
-from kvmd.host.libvirt_storage import domains_standing_on
-from kvmd.host.reach import User, barred
-from kvmd.host.seeds import Seeds
-from kvmd.host.storage_acts import Storage, StorageActs
-from kvmd.host.storage_facts import StorageFacts
+from kvmd.host.libvirtd.storage_calls import domains_standing_on
+from kvmd.host.storage import acts as storage_acts
+from kvmd.host.storage import backing, bases
+from kvmd.host.storage import facts as storage_facts
+from kvmd.host.storage.acts import Storage, StorageActs
+from kvmd.host.storage.backing import overlays_on
+from kvmd.host.storage.bases import all_under
+from kvmd.host.storage.disk_header import read_header
+from kvmd.host.storage.facts import StorageFacts
+from kvmd.host.storage.images import ImageStore
+from kvmd.host.storage.reach import User, barred
+from kvmd.host.storage.seeds import Seeds
 from kvmd.observed import Fact, Holders, Image, Key, Pool, Volume
 from kvmd.settings import Backoff
 
@@ -177,7 +179,7 @@ def test_a_raw_volume_is_what_its_spec_said_whatever_its_guest_wrote(
 def test_no_message_follows_what_a_guest_wrote(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks why QEMU may not open a raw disk is not told of a file that the guest made up."""
     evil = overlay(house / "elsewhere" / "data", "/nowhere/secret", "raw")
-    monkeypatch.setattr("kvmd.host.reach._open_to_all", lambda folder: False)
+    monkeypatch.setattr("kvmd.host.storage.reach._open_to_all", lambda folder: False)
     monkeypatch.setattr(User, "may", lambda self, what, path: "nowhere" not in path)
     assert barred(disk(evil, "raw"), User(65534, 65534)) == ("", "")
     assert "/nowhere" in barred(disk(evil, "qcow2"), User(65534, 65534))[0]

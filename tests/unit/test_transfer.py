@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmd import ops
-from kvmd.host import transfer
+from kvmd.host.storage import transfer
 
 NEW = b"N" * 1000
 

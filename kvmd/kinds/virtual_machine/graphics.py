@@ -1,6 +1,6 @@
 """The screen: VNC or SPICE, on localhost or a socket unless asked, its password by reference; and the video card.
 
-Facts hold a digest in the place of a password (kvmd/host/passwords.py), so that it can be compared and never shown.
+Facts hold a digest in the place of a password (kvmd/host/libvirtd/passwords.py): it can be compared, never shown.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Changes that could cut the host off: recorded, watched, proven, or put back exactly."""
