@@ -498,7 +498,7 @@ take_down_kvmd() {
     rm -f "$daemon_log"
     ! was_made group || groupdel "$kvm_group" 2>/dev/null || true
     # what the daemon kept of its own; images and the like are the user's
-    ! was_made state || rm -f /var/lib/kvmd/{specs.jsonl,applied.jsonl,ledger}
+    ! was_made state || rm -f /var/lib/kvmd/{specs.jsonl,applied.jsonl,ledger,digest-key}
     rm -rf /run/kvmd /var/cache/kvmd
     rmdir /etc/kvmd/specs /etc/kvmd 2>/dev/null || true
     did "removed"
@@ -538,6 +538,7 @@ take_down() {
     local installed
     installed=$(sed -n 's/^package://p' "$made" | tr '\n' ' ')
     rm -rf "$home"
+    rmdir /var/lib/kvmd/{boot,consoles,iso,images,seeds} 2>/dev/null || true # what holds nothing
     rmdir /var/lib/kvmd 2>/dev/null || true
     rm -f "$log"
     say "Done."

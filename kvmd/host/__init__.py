@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -39,6 +40,7 @@ from kvmd.host.storage.opened import Opened
 from kvmd.host.storage.seeds import Seeds
 from kvmd.observed import HOST, Key, Link, Observed, Ports
 from kvmd.observed import Host as HostFact
+from kvmd.plan.paths import FOLDERS_FOR_PEOPLE
 from kvmd.settings import Settings
 
 LIBVIRT = "libvirt"
@@ -131,6 +133,9 @@ class Host:
     def recover(self) -> list[str]:
         """At the start: end what a kvmd that died left half done; says what was done. The caller holds the lock."""
         release()
+        with contextlib.suppress(OSError):  # of a file system that is read-only, what needs it speaks for itself
+            for folder in FOLDERS_FOR_PEOPLE:
+                os.makedirs(os.path.join(self._settings.paths.state, folder), mode=0o711, exist_ok=True)
         return self.checkpoints.recover()
 
     def hand(self) -> Hand:

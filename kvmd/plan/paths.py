@@ -11,7 +11,8 @@ from kvmd.plan.look import Look
 from kvmd.plan.model import Rules
 
 SECRETS = "/etc/kvmd/secrets"
-FOLDERS_FOR_PEOPLE = ("boot", "consoles", "iso", "quickstart")  # below paths.state; the rest is kvmd's own
+FOLDERS_FOR_PEOPLE = ("boot", "consoles", "iso")  # below paths.state, made by kvmd; the rest is its own
+QUICKSTART = "quickstart"  # but for what deploy/quickstart.sh keeps there
 IMAGES = "images"  # people may read there, too
 
 
@@ -52,7 +53,8 @@ def refuse_own(ref: Ref, path: str, look: Look, changes: bool = False) -> None:
 
 
 def _free(changes: bool) -> tuple[str, ...]:
-    return FOLDERS_FOR_PEOPLE if changes else (*FOLDERS_FOR_PEOPLE, IMAGES)
+    folders = (*FOLDERS_FOR_PEOPLE, QUICKSTART)
+    return folders if changes else (*folders, IMAGES)
 
 
 def _owner_of(path: str, rules: Rules, changes: bool = False) -> str:

@@ -148,7 +148,7 @@ def on_this_machine(text: str, folder: Path, server: ImageServer) -> str:
     text = re.sub(r"/var/lib/kvmd/\S*/vmlinuz", files.kernel, text)
     text = re.sub(r"/var/lib/kvmd/\S*/initrd(\.img)?", files.initrd, text)
     text = re.sub(r"/var/lib/kvmd/(\S*/)?(\S+\.console)", rf"{folder}/\2", text)
-    text = text.replace("/var/lib/kvmd/iso/", f"{folder}/").replace(GUESTS, f"{folder}/")
+    text = re.sub(r"/var/lib/kvmd/(iso|consoles)/", f"{folder}/", text).replace(GUESTS, f"{folder}/")
     for shared in re.findall(rf"path: ({folder}/\S+/shared)\b", text):
         Path(shared).mkdir(parents=True)
     for found in sorted(set(re.findall(rf"{folder}/\S+\.(?:qcow2|img|iso)\b", text))):

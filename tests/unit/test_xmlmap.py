@@ -258,7 +258,7 @@ def test_libvirt_takes_every_definition_and_gives_it_back_without_a_difference(d
             furnish(definitions, resource)
         loop.converge(resources)
         assert loop.fresh_plan().empty
-    assert definitions.defined > 150
+    assert definitions.defined > 120
 
 
 @pytest.mark.libvirt

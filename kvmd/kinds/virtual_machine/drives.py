@@ -114,7 +114,7 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
         if source is not None:
             disks.append(_with_source(disk, source, remote))
         elif disk.name in present:
-            disks.append(_with_source(disk, present[disk.name], remote))
+            disks.append(_as_it_is(disk, present[disk.name], remote))
     resolved_spec = spec.model_copy(update={"disks": tuple(disks)})
     return Drives(
         resolved_spec,
@@ -192,6 +192,14 @@ def _with_source(disk: Disk, source: str | None, remote: _Remote) -> Disk:
         media = disk.media.model_copy(update={"path": source, "url": None})
         return disk.model_copy(update={"media": media if source else None})
     return disk.model_copy(update={"path": source, "url": None, "format": remote.format})
+
+
+def _as_it_is(disk: Disk, source: str | None, remote: _Remote) -> Disk:
+    """With the source that it has until the new one can be used; that the URL still stands there says so."""
+    kept = _with_source(disk, source, remote)
+    if kept.media is not None:
+        return kept.model_copy(update={"media": kept.media.model_copy(update={"url": remote.url})})
+    return kept if disk.media is not None else kept.model_copy(update={"url": remote.url})
 
 
 def _shown(name: str, remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> Mapping[str, Any]:

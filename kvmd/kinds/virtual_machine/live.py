@@ -126,6 +126,8 @@ def _vcpus(running: _Running) -> ops.Op | None:
 
 
 def _memory(running: _Running) -> ops.Op | None:
+    if running.live.hotplug == memory.DIMM != running.want.hotplug:
+        return None  # the definition will have no DIMM that could be plugged
     return memory.live_change(running.domain, running.root, running.want.memory)
 
 

@@ -197,7 +197,6 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
             target = next(name for name in _target_names(prefix) if name not in used)
             used.add(target)
         source = disk.media.path if disk.media else disk.path
-        asks = (disk.media or disk).auth_from if is_url(source) else None
         found.append(
             DiskState(
                 name=disk.name,
@@ -213,12 +212,21 @@ def _disks(disks: tuple[Disk, ...], config: State | None, domain: Domain | None)
                 discard=disk.discard,
                 detect_zeroes=disk.detect_zeroes,
                 io_thread=disk.io_thread,
-                auth=auth_word(asks.user or "", asks.secret) if asks else None,
+                auth=_auth(disk, source, before),
                 target=target,
                 **limits_of(disk.io_tune),
             )
         )
     return tuple(found)
+
+
+def _auth(disk: Disk, source: str | None, before: DiskState | None) -> str | None:
+    """Who asks its server; where another one is waited for, who asks that of now."""
+    item = disk.media or disk
+    if item.url is not None:
+        return before.auth if before is not None else None
+    asks = item.auth_from if is_url(source) else None
+    return auth_word(asks.user or "", asks.secret) if asks else None
 
 
 def _nic(nic: Interface, ref: Ref, config: State | None, look: Look) -> NicState:
