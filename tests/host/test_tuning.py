@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 import traffic_control
 import yaml
@@ -16,6 +17,8 @@ from guest import ARGS, guest_files
 from hermetic import Agent, Hermetic, wait_until
 from small import link, wipe
 from test_main_path import says
+
+from kvmd.kinds.virtual_machine.live import PORTGROUP_STAYS_SINCE
 
 pytestmark = [pytest.mark.guest, pytest.mark.libvirt]
 
@@ -253,12 +256,21 @@ def portgroup_of_a_nic(tuned: Tuned) -> None:
     tuned.agent.write("plan.yaml", network)
     tuned.agent.wait_ready("Network/plan")
     del tuned.nic["bridge"]
-    for group, rates in (("fast", ["16Mbit"]), ("slow", ["8Mbit"]), ("free", []), ("fast", ["16Mbit"])):
+    others = (("slow", ["8Mbit"]), ("free", []), ("fast", ["16Mbit"]))
+    moves = libvirt.getVersion() < PORTGROUP_STAYS_SINCE
+    for group, rates in (("fast", ["16Mbit"]), *(others if moves else ())):
         tuned.nic |= {"network": "plan", "portgroup": group}
         tuned.apply()
         source = tuned.live().find("devices/interface/source")
         assert source is not None and (source.get("network"), source.get("portgroup")) == ("plan", group)
         assert rate() == rates, group
+        tuned.at_rest()
+    if not moves:
+        tuned.nic["portgroup"] = "slow"
+        tuned.write()
+        tuned.agent.wait_condition(VM, "RestartRequired")
+        tuned.nic["portgroup"] = "fast"
+        tuned.apply()
         tuned.at_rest()
     tuned.nic["bandwidth"] = None  # none of its own: those of the group are no difference
     tuned.apply()

@@ -26,6 +26,9 @@ _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?
 SWITCHABLE = ("network:", "bridge:")
 _NIC_LIVE = ("link", "bandwidth.")  # one call makes all of them so, and what it is plugged into
 _PLUGGED = frozenset({"attachment", "portgroup"})
+PORTGROUP_STAYS_SINCE = (
+    9_001_000  # within one network: libvirt 9.0 changes it, 11.3 refuses to; between was not tried
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,19 @@ class _Running:
     live: State
     want: State
     changes: tuple[Change, ...]
+    libvirt: int  # its version
 
 
 def live_changes(
-    domain: Domain, root: Element, known: Known, states: tuple[State, State], changes: tuple[Change, ...]
+    domain: Domain,
+    root: Element,
+    known: Known,
+    states: tuple[State, State],
+    changes: tuple[Change, ...],
+    libvirt: int,
 ) -> LiveChanges:
     """Sort *changes* (live to wanted) into what can be done now and what waits."""
-    running = _Running(domain, root, known, *states, changes)
+    running = _Running(domain, root, known, *states, changes, libvirt)
     operations: list[ops.Op] = []
     pending: list[Pending] = []
     done: list[Change] = []
@@ -186,6 +195,10 @@ def _nic(change: Change, name: str, leaf: str | None, running: _Running) -> ops.
     element = dict(xml.nic_elements(running.root, running.known))[name]
     prefix = f"interfaces[{name}]."
     differing = {item.path.removeprefix(prefix) for item in running.changes if item.path.startswith(prefix)}
+    if running.libvirt >= PORTGROUP_STAYS_SINCE and "attachment" not in differing:
+        differing.discard("portgroup")
+    if leaf not in differing:
+        return None
     paths = [path for path in sorted(differing) if path.startswith(_NIC_LIVE)]
     if switchable and differing & _PLUGGED:
         element = port_group.with_own_limits(element, domain, running.known, name)

@@ -73,7 +73,7 @@ class Interface(SpecModel):
         None,
         about="Portgroup of that network, whose limits it gets when it is plugged in; default the network's default.",
         example="fast",
-        unless="NextBoot to or from tap and user",
+        unless="NextBoot to or from tap and user, and within one network from libvirt 9.1 on",
     )
     bridge: Text | None = leaf(
         None, about="Bridge that it is attached to.", example="br0", unless="NextBoot to or from tap and user"

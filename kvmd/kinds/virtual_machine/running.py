@@ -57,7 +57,7 @@ def running(guest: Guest, look: Look) -> Running:
         found = tuple(change for change in found if change.path != "memory.guest")
     found = install.without_empty_tray(found)
     found = port_group.without_its_limits(found, domain, guest.known, want, look)
-    changes = live_changes(domain, root, guest.known, (state, want), found)
+    changes = live_changes(domain, root, guest.known, (state, want), found, look.host().libvirt_version)
     notes = (ops.LedgerWrite(str(guest.ref), "balloon", judged.note),) if judged.note else ()
     plugging, untaken = _untaken(guest, root, look.now)
     operations = (*changes.operations, *notes)
