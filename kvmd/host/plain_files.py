@@ -13,13 +13,14 @@ from typing import BinaryIO
 MOST_BYTES = 1 << 20
 
 
-def open_plain(path: str, or_block: bool = False) -> BinaryIO:
-    """Open a plain file (*or_block*: or a block device); symbolic links are followed. Raises OSError."""
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # does not touch what is there
+def open_plain(path: str, or_block: bool = False, follow: bool = True) -> BinaryIO:
+    """Open a plain file (*or_block*: or a block device), by *follow* through a symbolic link, too. Raises OSError."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))  # does not touch what is there
     try:
         mode = os.fstat(place).st_mode
         if not (stat.S_ISREG(mode) or (or_block and stat.S_ISBLK(mode))):
-            raise OSError(errno.EINVAL, "it is no plain file", path)
+            more = ", neither a file nor a block device" if or_block else ""
+            raise OSError(errno.EINVAL, f"it is no plain file{more}", path)
         found = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(place)

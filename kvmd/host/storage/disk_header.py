@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import struct
 from dataclasses import dataclass
+
+from kvmd.host.plain_files import open_plain
 
 _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQ")  # magic, version, backing offset and size, cluster bits, size
@@ -49,18 +49,8 @@ def read_header(path: str, size: int, said: str = "") -> Header:
 
 def _first_bytes(path: str) -> bytes:
     """Of a file or a block device only: a chain may lead anywhere, and to open a watchdog starts it."""
-    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(place).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise OSError(errno.EINVAL, "neither a file nor a block device", path)
-        descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(place)
-    try:
-        return os.pread(descriptor, _MOST_BYTES, 0)
-    finally:
-        os.close(descriptor)
+    with open_plain(path, or_block=True, follow=False) as file:
+        return os.pread(file.fileno(), _MOST_BYTES, 0)
 
 
 def _backing_format(data: bytes, version: int) -> str:
