@@ -16,7 +16,16 @@ from kvmd.errors import KvmdError, Refused, Retry, Stale
 from kvmd.host.forwarding.repair import repair
 from kvmd.host.forwarding.rule_hold import held, release
 from kvmd.host.libvirtd import hot_plug, power_button, snapshot_acts, unplug
-from kvmd.host.libvirtd.connection import ABSENT, Recorder, connect, counted, is_lost, translate
+from kvmd.host.libvirtd.connection import (
+    ABSENT,
+    DEFINITION,
+    SECURE,
+    Recorder,
+    connect,
+    counted,
+    is_lost,
+    translate,
+)
 from kvmd.host.libvirtd.disk_keys import lent
 from kvmd.host.libvirtd.leftovers import end_dnsmasq
 from kvmd.host.libvirtd.passwords import hide_in, reveal_in, words_in
@@ -211,7 +220,7 @@ class LibvirtActs:
         xml = operation.xml
         domain = None if operation.creates else self._connection.lookupByUUIDString(operation.uuid)
         if operation.base and domain is not None:
-            _hold_to(operation, hide_in(domain.XMLDesc(snapshot_acts.CONFIG)))
+            _hold_to(operation, hide_in(domain.XMLDesc(DEFINITION)))
         if "passwd=" in xml:
             xml = _with_passwords(xml, operation.secrets, domain)
         self._connection.defineXML(xml)
@@ -281,8 +290,8 @@ def _with_passwords(xml: str, secrets: tuple[str, ...], domain: Any) -> str:
         return xml
     words = [word for name in secrets if (word := password_in(name)) is not None]
     if domain is not None:
-        words += words_in(domain.XMLDesc(snapshot_acts.CONFIG))
-        words += words_in(domain.XMLDesc(snapshot_acts.SECURE))
+        words += words_in(domain.XMLDesc(DEFINITION))
+        words += words_in(domain.XMLDesc(SECURE))
     return reveal_in(xml, words)
 
 

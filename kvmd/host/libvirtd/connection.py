@@ -19,6 +19,9 @@ from kvmd.settings import Libvirt
 
 _START = "start it: systemctl start libvirtd (or libvirtd -d); then: kvmd check"
 
+# How a domain's XML is asked for: with its passwords, of the running self or of the definition.
+SECURE = libvirt.VIR_DOMAIN_XML_SECURE
+DEFINITION = libvirt.VIR_DOMAIN_XML_INACTIVE | SECURE
 # https://libvirt.org/html/libvirt-virterror.html#virErrorNumber
 ABSENT = frozenset(
     {

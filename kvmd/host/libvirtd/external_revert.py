@@ -15,20 +15,17 @@ import libvirt
 
 from kvmd import ops
 from kvmd.errors import KvmdError, Refused, Retry
-from kvmd.host.libvirtd.connection import is_lost
+from kvmd.host.libvirtd.connection import DEFINITION, SECURE, is_lost
 from kvmd.host.libvirtd.disk_keys import lent
 from kvmd.host.storage.backing import chain_of, files_under, overlays_on, put_over
 from kvmd.host.storage.qemu_img import qemu_img
-
-SECURE = libvirt.VIR_DOMAIN_XML_SECURE
-CONFIG = libvirt.VIR_DOMAIN_XML_INACTIVE | SECURE
 
 
 def go_back(domain: Any, snapshot: Any, operation: ops.SnapshotRevert) -> None:
     """Make the overlays, switch the guest off, point its definition at them, and let it run where it is to."""
     connection = domain.connect()
     running = _saved_self(connection, operation)
-    definition = _disks_swapped(domain.XMLDesc(CONFIG), operation)
+    definition = _disks_swapped(domain.XMLDesc(DEFINITION), operation)
     _make(operation.swaps)
     try:
         if domain.isActive():
@@ -53,7 +50,7 @@ def merge_or_forget(domain: Any, snapshot: Any, overlays: list[tuple[str, str]])
 
     Raises Retry while a file that the machine does not stand on would lose what is under it.
     """
-    ours = files_under(domain.XMLDesc(CONFIG))
+    ours = files_under(domain.XMLDesc(DEFINITION))
     if domain.isActive():
         ours |= files_under(domain.XMLDesc(0))
     used = [path for path, _ in overlays if path in ours]

@@ -8,6 +8,7 @@ from typing import Any
 import libvirt
 
 from kvmd.errors import Stale
+from kvmd.host.libvirtd.connection import DEFINITION
 from kvmd.host.libvirtd.disk_keys import lent
 from kvmd.host.libvirtd.unplug import attached
 
@@ -20,8 +21,7 @@ _NO_SUCH_PLACE = frozenset(
 
 def attach(domain: Any, alias: str) -> None:
     """Plug in the device that the definition holds under an alias; a SCSI disk brings its controller along."""
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    root = ElementTree.fromstring(domain.XMLDesc(flags))
+    root = ElementTree.fromstring(domain.XMLDesc(DEFINITION))
     device = next((item for item in root.findall("devices/*") if _alias_of(item) == alias), None)
     if device is None:
         raise Stale(f"the definition of {domain.name()} no longer has a device {alias}")

@@ -16,7 +16,16 @@ from kvmd.api.mark import XML_NAMESPACE, Mark, find_in
 from kvmd.errors import BackendUnavailable, KvmdError
 from kvmd.host.attributes import mark_on
 from kvmd.host.libvirtd.bulk import Bulk, worth_a_list
-from kvmd.host.libvirtd.connection import ABSENT, Recorder, connect, counted, is_lost, register_events
+from kvmd.host.libvirtd.connection import (
+    ABSENT,
+    DEFINITION,
+    SECURE,
+    Recorder,
+    connect,
+    counted,
+    is_lost,
+    register_events,
+)
 from kvmd.host.libvirtd.passwords import hide_in
 from kvmd.host.libvirtd.snapshot_facts import snapshots_of
 from kvmd.host.libvirtd.stuck import FIRST_SECONDS, SINCE, Reading, is_held
@@ -298,9 +307,8 @@ class Reader:
             limit = FIRST_SECONDS if domain.UUIDString() in self.held else self._settings.slow
             self.reading = Reading(domain.name(), time.monotonic(), limit)
         try:
-            secure = libvirt.VIR_DOMAIN_XML_SECURE
-            config = hide_in(domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE))
-            live = hide_in(domain.XMLDesc(secure)) if active else None
+            config = hide_in(domain.XMLDesc(DEFINITION))
+            live = hide_in(domain.XMLDesc(SECURE)) if active else None
         finally:
             self.reading = None
         self._recorder.libvirt_call("XMLDesc", "read", "ok")

@@ -13,11 +13,10 @@ import libvirt
 from kvmd import ops
 from kvmd.api.mark import XML_NAMESPACE, XML_PREFIX, Mark, find_in
 from kvmd.errors import Refused, Stale
+from kvmd.host.libvirtd.connection import DEFINITION, SECURE
 from kvmd.host.libvirtd.external_revert import go_back, merge_or_forget
 from kvmd.host.libvirtd.snapshot_facts import overlays_in
 
-SECURE = libvirt.VIR_DOMAIN_XML_SECURE
-CONFIG = libvirt.VIR_DOMAIN_XML_INACTIVE | SECURE
 _CANNOT = (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
 
 
@@ -112,7 +111,7 @@ def _revert(domain: Any, operation: ops.SnapshotRevert) -> None:
 
 def _load(domain: Any, snapshot: Any, operation: ops.SnapshotRevert) -> None:
     """libvirt puts the definition of the snapshot in the place of today's: today's is put back at once."""
-    definition = domain.XMLDesc(CONFIG)
+    definition = domain.XMLDesc(DEFINITION)
     # Without FORCE libvirt refuses wherever QEMU must be started anew, which is what was asked for.
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE
     flags |= libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING if operation.running else 0
