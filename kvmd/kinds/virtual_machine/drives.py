@@ -114,7 +114,7 @@ def drives_of(ref: Ref, spec: Spec, config: State | None, look: Look) -> Drives:
         if source is not None:
             disks.append(_with_source(disk, source, remote))
         elif disk.name in present:
-            disks.append(_as_it_is(disk, present[disk.name], remote))
+            disks.append(_with_source(disk, present[disk.name], remote, remote.url))
     resolved_spec = spec.model_copy(update={"disks": tuple(disks)})
     return Drives(
         resolved_spec,
@@ -187,19 +187,12 @@ def _source(remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> tupl
     return None, ops.ImageFetch(remote.file, remote.format, None, url=remote.url, login=remote.login)
 
 
-def _with_source(disk: Disk, source: str | None, remote: _Remote) -> Disk:
+def _with_source(disk: Disk, source: str | None, remote: _Remote, awaited: str | None = None) -> Disk:
+    """The disk on a file, or on what it has until the *awaited* URL can be used; that this stands there says so."""
     if disk.media is not None:
-        media = disk.media.model_copy(update={"path": source, "url": None})
+        media = disk.media.model_copy(update={"path": source, "url": awaited})
         return disk.model_copy(update={"media": media if source else None})
-    return disk.model_copy(update={"path": source, "url": None, "format": remote.format})
-
-
-def _as_it_is(disk: Disk, source: str | None, remote: _Remote) -> Disk:
-    """With the source that it has until the new one can be used; that the URL still stands there says so."""
-    kept = _with_source(disk, source, remote)
-    if kept.media is not None:
-        return kept.model_copy(update={"media": kept.media.model_copy(update={"url": remote.url})})
-    return kept if disk.media is not None else kept.model_copy(update={"url": remote.url})
+    return disk.model_copy(update={"path": source, "url": awaited, "format": remote.format})
 
 
 def _shown(name: str, remote: _Remote, chosen: tuple[str, str] | None, look: Look) -> Mapping[str, Any]:
