@@ -10,6 +10,7 @@ from typing import Any
 
 from kvmd.host.helpers import lacking
 from kvmd.host.preflight.tools import SEARCH_PATH, Check, output_of, read_text
+from kvmd.observed.helpers import HELPERS
 
 OPEN_SECONDS = 5.0
 OLDEST_LIBVIRT, OLDEST_QEMU = (9, 0), (7, 2)
@@ -137,20 +138,19 @@ def dnsmasq() -> Check:
 
 def virtiofsd() -> Check:
     """What serves shares of type virtiofs."""
-    why = "filesystems of type virtiofs are served by it"
-    if "virtiofsd" in lacking():
-        fix = "apt-get install virtiofsd (Debian 12: qemu-system-common)"
-        return Check("virtiofsd", "info", "not installed", why, fix)
-    return Check("virtiofsd", "ok", "installed", why)
+    return _helper("virtiofsd", "filesystems of type virtiofs are served by it", "installed", "not installed")
 
 
 def spice() -> Check:
     """QEMU's module for screens of type spice."""
-    why = "graphics of type spice need it"
-    if "spice" in lacking():
-        fix = "apt-get install qemu-system-modules-spice (Debian 12: qemu-system-common)"
-        return Check("spice", "info", "QEMU's module is not installed", why, fix)
-    return Check("spice", "ok", "QEMU has it", why)
+    return _helper("spice", "graphics of type spice need it", "QEMU has it", "QEMU's module is not installed")
+
+
+def _helper(name: str, why: str, there: str, absent: str) -> Check:
+    """What only some machines need: without it the host is fit for the others."""
+    if name in lacking():
+        return Check(name, "info", absent, why, f"apt-get install {HELPERS[name].package}")
+    return Check(name, "ok", there, why)
 
 
 def libvirt_guests() -> Check:

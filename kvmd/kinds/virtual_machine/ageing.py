@@ -5,14 +5,8 @@ from __future__ import annotations
 from kvmd.api.status import BLOCKED, DEGRADED, Condition
 from kvmd.kinds.virtual_machine.spec import Spec
 from kvmd.observed import Domain
+from kvmd.observed.helpers import HELPERS
 from kvmd.plan.look import Look
-
-_PACKAGES = {
-    "swtpm": "swtpm swtpm-tools",
-    "ovmf": "ovmf",
-    "virtiofsd": "virtiofsd (Debian 12: qemu-system-common)",
-    "spice": "qemu-system-modules-spice (Debian 12: qemu-system-common)",
-}
 
 
 def lacking(spec: Spec, look: Look) -> tuple[str, ...]:
@@ -42,8 +36,8 @@ def conditions(spec: Spec, domain: Domain | None, machine: str, look: Look) -> t
     type_ = DEGRADED if domain is not None and domain.active else BLOCKED
     found = []
     for name in lacking(spec, look):
-        what = "QEMU module for SPICE" if name == "spice" else name
-        text = f"it cannot start: this host has no {what}; type: apt-get install {_PACKAGES[name]}"
+        helper = HELPERS[name]
+        text = f"it cannot start: this host has no {helper.words}; type: apt-get install {helper.package}"
         found.append(Condition(type_, True, "HelperMissing", text))
     if is_gone(machine, look):
         text = f"it cannot start: this QEMU has no machine {machine} any more; write `machine: q35` for the newest"
