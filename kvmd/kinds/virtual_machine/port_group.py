@@ -47,10 +47,11 @@ def without_its_limits(
     """Leave out limits that a running NIC has from its portgroup: libvirt shows them as if they were its own."""
     if not any(".bandwidth." in change.path for change in changes):
         return changes
+    own = own_limits(domain, known)
     grouped = {
         f"interfaces[{nic.name}].bandwidth."
         for nic in want.interfaces
-        if own_limits(domain, known, nic.name) is None and _limited(nic.attachment, nic.portgroup, look)
+        if own.get(nic.name) is None and _limited(nic.attachment, nic.portgroup, look)
     }
     return tuple(
         change for change in changes if change.after is not None or not change.path.startswith(tuple(grouped))
@@ -68,17 +69,17 @@ def _limited(attachment: str, portgroup: str | None, look: Look) -> bool:
     return any(item.find("bandwidth") is not None for item in mine)
 
 
-def own_limits(domain: Domain, known: Known, name: str) -> Element | None:
-    """The limits that the definition gives a NIC itself."""
-    root = xmlmap.parse(domain.config) if domain.config else None
-    found = dict(nic_elements(root, known)).get(name) if root is not None else None
-    return None if found is None else found.find("bandwidth")
+def own_limits(domain: Domain, known: Known) -> dict[str, Element | None]:
+    """The limits that the definition gives each NIC itself."""
+    if not domain.config:
+        return {}
+    return {name: nic.find("bandwidth") for name, nic in nic_elements(xmlmap.parse(domain.config), known)}
 
 
 def with_own_limits(element: Element, domain: Domain, known: Known, name: str) -> Element:
     """A running NIC without the limits of the group that it leaves: as its own they would go with it."""
     changed = copy.deepcopy(element)
     xmlmap.cut(changed, "bandwidth")
-    if (own := own_limits(domain, known, name)) is not None:
+    if (own := own_limits(domain, known).get(name)) is not None:
         changed.append(copy.deepcopy(own))
     return changed
