@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_camel
 
+from kvmd.api.named import is_named_list
 from kvmd.api.problem import Position
 from kvmd.api.quantity import DNS_LABEL
 from kvmd.api.secrecy import digested
@@ -221,15 +222,11 @@ def leaf_paths(value: Any, path: str = "") -> Iterator[str]:
         for key, item in value.items():
             yield from leaf_paths(item, f"{path}.{key}" if path else str(key))
         return
-    if isinstance(value, list | tuple) and value and all(_is_named(item) for item in value):
+    if is_named_list(value):
         for item in value:
             yield from leaf_paths(item, f"{path}[{item['name']}]")
         return
     yield path
-
-
-def _is_named(item: Any) -> bool:
-    return isinstance(item, Mapping) and isinstance(item.get("name"), str)
 
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})

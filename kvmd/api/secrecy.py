@@ -15,6 +15,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from kvmd.api.named import is_named_list
+
 HIDDEN = "(hidden)"
 _key: Callable[[], bytes] = bytes
 
@@ -93,10 +95,6 @@ def _hidden(value: Any, word: Callable[[Any], str]) -> Any:
     """Of the same shape, so that the whole is still a spec with the same leaves: keys and names of items stay."""
     if isinstance(value, Mapping) and value:
         return {key: _hidden(item, word) for key, item in value.items()}
-    if isinstance(value, list | tuple) and value and all(_is_named(item) for item in value):
+    if is_named_list(value):
         return [{**_hidden(item, word), "name": item["name"]} for item in value]
     return word(value)
-
-
-def _is_named(item: Any) -> bool:
-    return isinstance(item, Mapping) and isinstance(item.get("name"), str)
