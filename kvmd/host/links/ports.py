@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from kvmd.identity import kept
 from kvmd.observed import Key, Link, Ports
 
-Plugged = Mapping[
-    Key, tuple[tuple[str, str], ...]
-]  # by Key("ports", bridge) TAPs, by Key("macvtaps", parent) macvtaps, with their guests
+# By Key("ports", bridge) TAPs, by Key("macvtaps", parent) macvtaps, each with its guest.
+Plugged = Mapping[Key, tuple[tuple[str, str], ...]]
 
 
 def ports_of(links: Iterable[Link], plugged: Plugged, known: Mapping[Key, Ports]) -> dict[Key, Ports]:

@@ -26,9 +26,8 @@ _DEVICE = re.compile(r"(disks|interfaces|devices\.serial)\[([^\]]+)\](?:\.(.+))?
 SWITCHABLE = ("network:", "bridge:")
 _NIC_LIVE = ("link", "bandwidth.")  # one call makes all of them so, and what it is plugged into
 _PLUGGED = frozenset({"attachment", "portgroup"})
-PORTGROUP_STAYS_SINCE = (
-    9_001_000  # within one network: libvirt 9.0 changes it, 11.3 refuses to; between was not tried
-)
+# Within one network libvirt 9.0 changes the portgroup of a running NIC, 11.3 refuses to; between was not tried.
+PORTGROUP_STAYS_SINCE = 9_001_000
 
 
 @dataclass(frozen=True, slots=True)
